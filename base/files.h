@@ -1,0 +1,75 @@
+// Files read by position and written so that a reader never sees half of one.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <span>
+#include <string>
+#include <string_view>
+
+namespace sinklora {
+
+// A file opened for reading. pread only: no mapping, so a file that shrinks under us is an error and not a SIGBUS.
+class ReadFile {
+ public:
+  explicit ReadFile(const std::filesystem::path& path);
+  ~ReadFile();
+  ReadFile(ReadFile&& other) noexcept;
+  ReadFile(const ReadFile&) = delete;
+  ReadFile& operator=(ReadFile&&) = delete;
+  ReadFile& operator=(const ReadFile&) = delete;
+
+  int64_t size() const { return size_; }
+  const std::filesystem::path& path() const { return path_; }
+  // Fills `out` from `offset`; throws Error(input) when the file ends before.
+  void read(int64_t offset, std::span<std::byte> out) const;
+  // Reads up to out.size() bytes; returns how many there were.
+  int64_t read_some(int64_t offset, std::span<std::byte> out) const;
+
+ private:
+  std::filesystem::path path_;
+  int descriptor_ = -1;
+  int64_t size_ = 0;
+};
+
+// A file written under a temporary name in the same folder; commit() makes it durable and renames it into place.
+// Without commit() nothing is left behind.
+class AtomicFile {
+ public:
+  explicit AtomicFile(std::filesystem::path path);
+  ~AtomicFile();
+  AtomicFile(const AtomicFile&) = delete;
+  AtomicFile& operator=(const AtomicFile&) = delete;
+
+  void write(std::span<const std::byte> bytes);
+  void write(std::string_view text) { write(std::as_bytes(std::span(text))); }
+  void commit();
+
+ private:
+  std::filesystem::path path_, temporary_;
+  int descriptor_ = -1;
+};
+
+// A folder filled under a temporary name beside `path`; commit() syncs every file in it and renames it into place.
+class AtomicDirectory {
+ public:
+  // Throws Error(usage) when `path` exists already, or its parent cannot be written.
+  explicit AtomicDirectory(std::filesystem::path path);
+  ~AtomicDirectory();
+  AtomicDirectory(const AtomicDirectory&) = delete;
+  AtomicDirectory& operator=(const AtomicDirectory&) = delete;
+
+  const std::filesystem::path& path() const { return temporary_; }  // write files here
+  void commit();
+
+ private:
+  std::filesystem::path final_, temporary_;
+  bool committed_ = false;
+};
+
+std::string read_text(const std::filesystem::path& path, int64_t max_bytes);
+void write_text_atomically(const std::filesystem::path& path, std::string_view text);
+void sync_path(const std::filesystem::path& path);  // fsync of a file or folder
+int64_t free_bytes(const std::filesystem::path& folder);
+
+}  // namespace sinklora

@@ -1,0 +1,38 @@
+#include "base/json.h"
+
+#include <set>
+#include <vector>
+
+#include "base/error.h"
+#include "base/files.h"
+
+namespace sinklora {
+
+Json parse_json(std::string_view text, const std::string& source) {
+  std::vector<std::set<std::string>> keys;  // of every object that is open
+  const auto guard = [&](int depth, Json::parse_event_t event, Json& parsed) {
+    using Event = Json::parse_event_t;
+    if (event == Event::object_start || event == Event::array_start) {
+      if (depth >= kMaxJsonDepth)
+        fail_input("{}: JSON nesting is deeper than {} levels; refusing to read it", source, kMaxJsonDepth);
+      if (event == Event::object_start) keys.emplace_back();
+    } else if (event == Event::object_end) {
+      keys.pop_back();
+    } else if (event == Event::key) {
+      const auto key = parsed.get<std::string>();
+      if (!keys.back().insert(key).second) fail_input("{}: JSON key \"{}\" occurs twice in one object", source, key);
+    }
+    return true;
+  };
+  try {
+    return Json::parse(text.begin(), text.end(), guard);
+  } catch (const Json::exception& error) {
+    fail_input("{}: not valid JSON: {}", source, error.what());
+  }
+}
+
+Json read_json(const std::filesystem::path& path, int64_t max_bytes) {
+  return parse_json(read_text(path, max_bytes), path.string());
+}
+
+}  // namespace sinklora

@@ -1,0 +1,60 @@
+#include "base/progress.h"
+
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <cmath>
+
+namespace sinklora {
+
+Progress::Progress(std::string label, double total, std::string unit, std::FILE* out)
+    : label_(std::move(label)),
+      unit_(std::move(unit)),
+      total_(total),
+      out_(out),
+      terminal_(::isatty(::fileno(out)) == 1),
+      start_(std::chrono::steady_clock::now()) {}
+
+Progress::~Progress() {
+  if (terminal_ && drawn_) std::fputc('\n', out_);
+}
+
+void Progress::update(double done, const std::string& extra) {
+  const auto now = std::chrono::steady_clock::now();
+  const double interval = terminal_ ? 0.1 : 10.0;
+  const bool finished = total_ > 0 && done >= total_;
+  if (!finished && std::chrono::duration<double>(now - last_).count() < interval) return;
+  last_ = now;
+  const double elapsed = std::chrono::duration<double>(now - start_).count();
+  std::string line = fmt::format("{} {:.1f}", label_, done);
+  if (total_ > 0) line += fmt::format("/{:.1f} {} ({:.0f} %)", total_, unit_, 100.0 * done / total_);
+  else line += fmt::format(" {}", unit_);
+  if (elapsed > 0) line += fmt::format(" | {:.1f} {}/s", done / elapsed, unit_);
+  if (total_ > 0 && done > 0 && !finished) line += fmt::format(" | eta {}", format_duration(elapsed * (total_ - done) / done));
+  if (!extra.empty()) line += " | " + extra;
+  fmt::print(out_, fmt::runtime(terminal_ ? "\r{}\033[K" : "{}\n"), line);
+  std::fflush(out_);
+  drawn_ = true;
+}
+
+std::string format_duration(double seconds) {
+  if (!std::isfinite(seconds) || seconds < 0) return "?";
+  const auto whole = static_cast<int64_t>(seconds + 0.5);
+  return fmt::format("{}:{:02}:{:02}", whole / 3600, whole / 60 % 60, whole % 60);
+}
+
+std::string format_count(double value) {
+  const char* suffixes[] = {"", "k", "M", "G", "T"};
+  int i = 0;
+  while (std::fabs(value) >= 1000 && i < 4) value /= 1000, ++i;
+  return i == 0 ? fmt::format("{:.0f}", value) : fmt::format("{:.2f}{}", value, suffixes[i]);
+}
+
+std::string format_bytes(double bytes) {
+  const char* suffixes[] = {"B", "KiB", "MiB", "GiB", "TiB"};
+  int i = 0;
+  while (std::fabs(bytes) >= 1024 && i < 4) bytes /= 1024, ++i;
+  return i == 0 ? fmt::format("{:.0f} B", bytes) : fmt::format("{:.2f} {}", bytes, suffixes[i]);
+}
+
+}  // namespace sinklora

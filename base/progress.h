@@ -1,0 +1,30 @@
+// One progress line: redrawn in place on a terminal, a plain line now and then into a pipe.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <cstdio>
+#include <string>
+
+namespace sinklora {
+
+class Progress {
+ public:
+  // `total` 0: unknown. `unit`: "MB", "rows", "windows".
+  Progress(std::string label, double total, std::string unit, std::FILE* out = stderr);
+  ~Progress();  // ends the line
+  void update(double done, const std::string& extra = "");  // cheap: draws at most ten times a second
+
+ private:
+  std::string label_, unit_;
+  double total_;
+  std::FILE* out_;
+  bool terminal_, drawn_ = false;
+  std::chrono::steady_clock::time_point start_, last_{};
+};
+
+std::string format_duration(double seconds);  // "1:02:03"
+std::string format_count(double value);       // "12.3M"
+std::string format_bytes(double bytes);       // "1.50 GiB"
+
+}  // namespace sinklora

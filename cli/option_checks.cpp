@@ -1,0 +1,69 @@
+#include "cli/option_checks.h"
+
+#include <fmt/format.h>
+
+#include <cmath>
+#include <regex>
+
+namespace sinklora {
+namespace {
+
+// Empty when `text` is a whole number in range, else what is wrong with it.
+std::string check_count(const std::string& text, int64_t low, int64_t high, int64_t* value) {
+  static const std::regex form("(0|-?[1-9][0-9]{0,15})([kMG]?)");
+  std::smatch match;
+  if (!std::regex_match(text, match, form))
+    return fmt::format("'{}' is not a whole number (like 4096, 8k or 2M)", text);
+  int64_t unit = 1;
+  if (match[2] == "k") unit = 1000;
+  if (match[2] == "M") unit = 1000'000;
+  if (match[2] == "G") unit = 1000'000'000;
+  const int64_t number = std::stoll(match[1]);
+  if (__builtin_mul_overflow(number, unit, value) || *value < low || *value > high)
+    return fmt::format("{} is not in {} .. {}", text, low, high);
+  return {};
+}
+
+std::string check_number(const std::string& text, double low, double high, double* value) {
+  size_t used = 0;
+  try {
+    *value = std::stod(text, &used);
+  } catch (const std::exception&) {
+    return fmt::format("'{}' is not a number", text);
+  }
+  if (used != text.size() || !std::isfinite(*value) || text.find_first_of("xX") != std::string::npos)
+    return fmt::format("'{}' is not a finite decimal number", text);
+  if (*value < low || *value > high) return fmt::format("{} is not in {} .. {}", text, low, high);
+  return {};
+}
+
+}  // namespace
+
+CLI::Option* add_count(CLI::App& app, const std::string& name, int64_t& value, const std::string& help, int64_t low,
+                       int64_t high) {
+  const auto parse = [&value, low, high, name](const std::string& text) {
+    if (const std::string wrong = check_count(text, low, high, &value); !wrong.empty())
+      throw CLI::ValidationError(name, wrong);
+  };
+  return app.add_option_function<std::string>(name, parse, help)
+      ->type_name("N")
+      ->default_str(std::to_string(value));
+}
+
+CLI::Option* add_number(CLI::App& app, const std::string& name, double& value, const std::string& help, double low,
+                        double high) {
+  const auto parse = [&value, low, high, name](const std::string& text) {
+    if (const std::string wrong = check_number(text, low, high, &value); !wrong.empty())
+      throw CLI::ValidationError(name, wrong);
+  };
+  return app.add_option_function<std::string>(name, parse, help)
+      ->type_name("X")
+      ->default_str(fmt::format("{}", value));
+}
+
+CLI::Option* add_choice(CLI::App& app, const std::string& name, std::string& value, const std::string& help,
+                        const std::vector<std::string>& words) {
+  return app.add_option(name, value, help)->check(CLI::IsMember(words))->capture_default_str()->type_name("WORD");
+}
+
+}  // namespace sinklora

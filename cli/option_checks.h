@@ -1,0 +1,21 @@
+// Validators for numbers on the command line: CLI11 alone takes -1 for a size, nan for a rate and 010 for eight.
+#pragma once
+
+#include <CLI/CLI.hpp>
+
+#include <cstdint>
+#include <string>
+
+namespace sinklora {
+
+// A whole number in [low, high], plain decimal, with an optional suffix k, M or G (powers of 1000).
+CLI::Option* add_count(CLI::App& app, const std::string& name, int64_t& value, const std::string& help,
+                       int64_t low = 0, int64_t high = int64_t{1} << 48);
+// A finite number in [low, high].
+CLI::Option* add_number(CLI::App& app, const std::string& name, double& value, const std::string& help, double low,
+                        double high);
+// One of a few words.
+CLI::Option* add_choice(CLI::App& app, const std::string& name, std::string& value, const std::string& help,
+                        const std::vector<std::string>& words);
+
+}  // namespace sinklora

@@ -1,0 +1,84 @@
+// Tokenized samples on disk, read by index; and the loader that turns them into batches.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace sinklora {
+
+inline constexpr int32_t kNotScored = -1;  // in `targets`
+
+// One row of a dataset: up to `context` tokens, possibly several documents.
+struct Sample {
+  std::vector<int32_t> ids;      // inputs
+  std::vector<int32_t> targets;  // targets[t] is the token after ids[t], or kNotScored
+  std::vector<int64_t> document_starts;  // ascending, [0] == 0: where each packed document begins
+};
+
+struct DatasetOptions {
+  int64_t context = 0;         // wanted row length in tokens; shards must hold rows of this length
+  int64_t vocab_size = 0;      // ids at or above it are refused
+  bool separate_documents = true;  // false: packed documents see each other, as in LongLoRA
+  std::string tokenizer_sha256;  // of the model's tokenizer, "" if unknown; a different one is refused
+  bool force_tokenizer = false;
+};
+
+class Dataset {
+ public:
+  virtual ~Dataset() = default;
+  virtual int64_t size() const = 0;
+  // Reads one sample; no shard is ever held in memory. Throws Error(input) naming file and row. Thread-safe.
+  virtual Sample read(int64_t index) const = 0;
+  virtual std::string describe() const = 0;  // one line: what it is, how many samples and tokens
+  virtual std::string hash() const = 0;      // hex; equal for equal content
+};
+
+// A directory of HDF5 shards, one .h5 file, or a headerless uint16 stream (.bin).
+std::unique_ptr<Dataset> open_dataset(const std::filesystem::path& path, const DatasetOptions& options);
+
+// What one forward pass works on: sequences back to back, no padding.
+struct Batch {
+  std::vector<int32_t> ids, targets, positions;  // [T]; positions restart at 0 in every sequence
+  std::vector<int64_t> offsets;                  // [S + 1]
+  std::vector<int64_t> sample_ids;               // of the dataset, for messages
+  int64_t scored_tokens = 0;
+  int64_t tokens() const { return static_cast<int64_t>(ids.size()); }
+};
+
+// Joins samples; every packed document becomes a sequence of its own.
+Batch make_batch(const std::vector<Sample>& samples, const std::vector<int64_t>& sample_ids);
+
+struct LoaderOptions {
+  int64_t batch = 1;       // samples of one forward pass
+  int64_t accumulate = 1;  // forward passes of one optimizer step
+  uint64_t seed = 0;
+  bool shuffle = true;
+  int64_t rank = 0, world = 1;
+  int64_t first_sample = 0;  // position in the global, endless order of samples: resume here
+};
+
+// The endless order of samples is epoch after epoch, each one a seeded permutation of the dataset. Global step k takes
+// the next batch * accumulate * world positions; rank r takes its own run of batch * accumulate of them. Hence equal
+// step counts on all ranks whatever the dataset's size, and each sample once an epoch.
+class Loader {
+ public:
+  Loader(const Dataset& dataset, const LoaderOptions& options);
+  ~Loader();
+  Loader(const Loader&) = delete;
+  Loader& operator=(const Loader&) = delete;
+
+  // The micro-batches of the next step; a thread reads the one after while this one trains. Rethrows its errors.
+  std::vector<Batch> next();
+  // Position after all steps handed out so far; give it to LoaderOptions::first_sample to go on from here.
+  int64_t position() const;
+  double epoch() const;  // position / dataset size
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace sinklora

@@ -1,0 +1,29 @@
+#include "kernels/arena.h"
+
+namespace sinklora {
+
+constexpr int64_t kAlignment = 256;
+
+Arena::~Arena() {
+  if (memory_) ops_->release(memory_);
+}
+
+void Arena::take(Tensor* view, DType dtype, std::initializer_list<int64_t> shape) {
+  if (memory_) fail_internal("arena {}: a tensor was asked for after the allocation", name_);
+  const Tensor wanted(nullptr, dtype, shape);
+  requests_.push_back({view, wanted, bytes_});
+  bytes_ += (wanted.bytes() + kAlignment - 1) / kAlignment * kAlignment;
+}
+
+void Arena::allocate(Ops& ops) {
+  if (memory_) fail_internal("arena {} is allocated already", name_);
+  ops_ = &ops;
+  memory_ = bytes_ > 0 ? ops.allocate(bytes_) : nullptr;
+  for (const Request& request : requests_) {
+    *request.view = request.shape;
+    request.view->device = ops.device();
+    request.view->data = static_cast<char*>(memory_) + request.offset;
+  }
+}
+
+}  // namespace sinklora

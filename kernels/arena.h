@@ -1,0 +1,38 @@
+// All memory of a run: laid out by name before the first step, printed by `plan`, allocated once.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "kernels/ops.h"
+
+namespace sinklora {
+
+// First take() every tensor, then allocate() once, then place() the views. Planning stops after the first part.
+class Arena {
+ public:
+  explicit Arena(std::string name) : name_(std::move(name)) {}
+  ~Arena();
+  Arena(const Arena&) = delete;
+  Arena& operator=(const Arena&) = delete;
+
+  // Reserves room for a tensor; the view is set when the arena is allocated. `view` must outlive that call.
+  void take(Tensor* view, DType dtype, std::initializer_list<int64_t> shape);
+  int64_t bytes() const { return bytes_; }
+  const std::string& name() const { return name_; }
+  void allocate(Ops& ops);
+
+ private:
+  struct Request {
+    Tensor* view;
+    Tensor shape;
+    int64_t offset;
+  };
+  std::string name_;
+  std::vector<Request> requests_;
+  int64_t bytes_ = 0;
+  Ops* ops_ = nullptr;
+  void* memory_ = nullptr;
+};
+
+}  // namespace sinklora

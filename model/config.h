@@ -1,0 +1,65 @@
+// config.json of a Hugging Face LLaMA directory, checked before anything is allocated.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "base/json.h"
+#include "kernels/dtype.h"
+
+namespace sinklora {
+
+// How RoPE's angles are stretched; formulas at inverse_frequencies() in model/rope.h.
+struct RopeScaling {
+  enum class Type { none, linear, dynamic, yarn, llama3 } type = Type::none;
+  double factor = 1.0;
+  int64_t original_context = 0;  // original_max_position_embeddings; 0: not given
+  double low_freq_factor = 1.0, high_freq_factor = 4.0;                      // llama3
+  double attention_factor = 0.0, beta_fast = 32.0, beta_slow = 1.0;          // yarn; 0: 0.1 ln(factor) + 1
+  double mscale = 0.0, mscale_all_dim = 0.0;                                 // yarn, DeepSeek's spelling; 0: not given
+  bool truncate = true;                                                      // yarn
+  friend bool operator==(const RopeScaling&, const RopeScaling&) = default;
+};
+
+struct LlamaConfig {
+  int64_t vocab_size = 32000;
+  int64_t hidden_size = 4096;
+  int64_t intermediate_size = 11008;
+  int64_t num_layers = 32;
+  int64_t num_heads = 32;
+  int64_t num_kv_heads = 32;
+  int64_t head_dim = 128;
+  int64_t max_positions = 2048;  // max_position_embeddings
+  double rms_norm_eps = 1e-6;
+  double rope_theta = 10000.0;
+  RopeScaling rope;
+  bool tied_embeddings = false;  // lm_head is embed_tokens
+  int32_t bos_id = 1;
+  std::vector<int32_t> eos_ids{2};
+  int32_t pad_id = -1;
+  DType dtype = DType::bf16;  // of the weights, as the file says
+  Json raw;                   // the file as it was read: written back by export with our changes on top
+
+  int64_t query_width() const { return num_heads * head_dim; }
+  int64_t kv_width() const { return num_kv_heads * head_dim; }
+  int64_t qkv_width() const { return query_width() + 2 * kv_width(); }
+};
+
+// Throws Error(input) naming `source`, the key, the value found and the values wanted. Settings that change the maths
+// and are not implemented (attention_bias, mlp_bias, another hidden_act or model_type, longrope, quantization_config,
+// pretraining_tp > 1 is fine) are refused by name.
+LlamaConfig parse_config(const Json& json, const std::string& source);
+LlamaConfig read_config(const std::filesystem::path& model_directory);
+// config.raw with every field above written over it, in the 4.x spelling (rope_theta, rope_scaling), which both
+// generations of transformers read.
+Json config_json(const LlamaConfig& config);
+
+// "none", "auto", "linear:4", "dynamic:2", "yarn:4", "llama3:8": the --rope-scaling option. `auto` is position
+// interpolation as LongLoRA sets it: linear with factor ceil(context / (max_positions * factor so far)) when the
+// context is longer than the model's, else the scaling the model came with.
+RopeScaling parse_rope_scaling(const std::string& text, const LlamaConfig& config, int64_t context);
+std::string describe(const RopeScaling& scaling);  // "linear x4"
+
+}  // namespace sinklora

@@ -1,0 +1,48 @@
+// A Hugging Face LLaMA directory: config.json and one or many safetensors files.
+#pragma once
+
+#include <memory>
+
+#include "model/config.h"
+#include "model/safetensors.h"
+
+namespace sinklora {
+
+// Names and shapes of every tensor that a LLaMA of this config has, lm_head only when it is not tied.
+std::vector<TensorInfo> expected_tensors(const LlamaConfig& config);
+
+class ModelDirectory {
+ public:
+  // Opens every shard and compares all tensors with expected_tensors(): missing, extra and misshaped ones are listed
+  // together (20 at most). Shard names with a path in them are refused before anything is opened.
+  explicit ModelDirectory(const std::filesystem::path& directory);
+
+  const LlamaConfig& config() const { return config_; }
+  const std::filesystem::path& path() const { return directory_; }
+  const TensorInfo& info(const std::string& name) const;
+  // Elements [begin, begin + out.size()) of a tensor as float; bf16 and fp16 convert exactly.
+  void read(const std::string& name, int64_t begin, std::span<float> out) const;
+  void read_bytes(const std::string& name, std::span<std::byte> out) const;  // as stored
+  int64_t parameters() const;
+
+ private:
+  struct Entry {
+    size_t file;
+    TensorInfo info;
+  };
+  const Entry& entry(const std::string& name) const;
+
+  std::filesystem::path directory_;
+  LlamaConfig config_;
+  std::vector<std::unique_ptr<SafetensorsFile>> files_;
+  std::map<std::string, Entry> tensors_;
+};
+
+// Writes config.json, model.safetensors (or shards of at most `max_shard_bytes` and their index) and copies of the
+// tokenizer's files of `copy_from` into `directory`, which must exist and is made durable by the caller
+// (base/files.h, AtomicDirectory). `tensors` in any order.
+void write_model_directory(const std::filesystem::path& directory, const LlamaConfig& config,
+                           const std::vector<TensorSource>& tensors, const std::filesystem::path& copy_from,
+                           int64_t max_shard_bytes = int64_t{5} << 30);
+
+}  // namespace sinklora

@@ -1,0 +1,42 @@
+// PEFT LoRA adapter directories: adapter_config.json and adapter_model.safetensors, in and out.
+#pragma once
+
+#include <map>
+
+#include "model/config.h"
+#include "model/safetensors.h"
+
+namespace sinklora {
+
+// The seven linears of a LLaMA block, in the order in which they are used.
+inline constexpr const char* kLinearNames[] = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"};
+
+struct AdapterModule {
+  std::string name;  // "model.layers.0.self_attn.q_proj"
+  int64_t rank = 0;
+  double scale = 1.0;  // alpha / rank, or alpha / sqrt(rank) with rsLoRA
+  HostTensor a;        // f32 [rank, in]
+  HostTensor b;        // f32 [out, rank]
+};
+
+struct Adapter {
+  std::vector<AdapterModule> modules;
+  // Whole tensors that replace the base's, by their name in the base ("model.embed_tokens.weight"); f32.
+  // With tied embeddings, an adapter that holds embed_tokens without lm_head leaves the head as the base has it.
+  std::map<std::string, HostTensor> replaced;
+  Json config;  // adapter_config.json as read
+};
+
+// Reads and checks against the base: every module and replaced tensor must exist there with fitting shapes. Refuses by
+// name what is not implemented (use_dora, lora_bias, bias other than none, ...); unknown keys are named on stderr.
+// `embed_rows`: what to do with V+1 embedding rows over a base of V (LongLoRA adds a [PAD] row): "" refuses, "drop"
+// leaves the last rows out.
+Adapter read_adapter(const std::filesystem::path& directory, const LlamaConfig& base,
+                     const std::string& embed_rows = "");
+
+// Writes both files into an existing directory. One alpha for all modules (scale = alpha / rank).
+// modules_to_save is derived from `adapter.replaced`.
+void write_adapter(const std::filesystem::path& directory, const Adapter& adapter, double alpha,
+                   const std::string& base_model_path);
+
+}  // namespace sinklora

@@ -1,0 +1,109 @@
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <fstream>
+#include <set>
+#include <vector>
+
+#include "base/error.h"
+#include "base/files.h"
+#include "base/hash.h"
+#include "base/json.h"
+#include "base/random.h"
+#include "kernels/dtype.h"
+#include "test/temporary.h"
+
+using namespace sinklora;
+using sinklora::test::TemporaryDirectory;
+
+TEST_CASE("philox equals the published test vectors of Philox4x32-10") {
+  CHECK(philox({0, 0, 0, 0}, {0, 0}) == std::array<uint32_t, 4>{0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8});
+  const uint32_t f = 0xffffffff;
+  CHECK(philox({f, f, f, f}, {f, f}) == std::array<uint32_t, 4>{0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd});
+}
+
+TEST_CASE("normal numbers have mean 0 and variance 1, and streams differ") {
+  const RandomStream a(7, "a"), b(7, "b");
+  double sum = 0, squares = 0, product = 0;
+  const int n = 100000;
+  for (int i = 0; i < n; ++i) {
+    const double x = a.normal(static_cast<uint64_t>(i)), y = b.normal(static_cast<uint64_t>(i));
+    sum += x, squares += x * x, product += x * y;
+  }
+  // Five standard errors of each estimate.
+  CHECK(std::fabs(sum / n) < 5 / std::sqrt(n));
+  CHECK(std::fabs(squares / n - 1) < 5 * std::sqrt(2.0 / n));
+  CHECK(std::fabs(product / n) < 5 / std::sqrt(n));
+}
+
+TEST_CASE("a permutation hits every element once, for every size; epochs differ") {
+  for (uint64_t size = 1; size < 300; ++size) {
+    const Permutation permutation(size, 3, 1);
+    std::set<uint64_t> seen;
+    for (uint64_t i = 0; i < size; ++i) seen.insert(permutation(i));
+    REQUIRE(seen.size() == size);
+    REQUIRE(*seen.rbegin() == size - 1);
+  }
+  int same = 0;
+  for (uint64_t i = 0; i < 1000; ++i) same += Permutation(1000, 3, 0)(i) == Permutation(1000, 3, 1)(i);
+  CHECK(same < 10);
+}
+
+TEST_CASE("guarded JSON refuses what the library lets pass") {
+  CHECK(parse_json(R"({"a":[1,{"b":2}]})", "x")["a"][1]["b"] == 2);
+  CHECK_THROWS_WITH_AS(parse_json(R"({"a":1,"a":2})", "x"), doctest::Contains("occurs twice"), Error);
+  CHECK_THROWS_WITH_AS(parse_json(R"({"a":{"b":1,"b":2}})", "x"), doctest::Contains("occurs twice"), Error);
+  CHECK_THROWS_WITH_AS(parse_json(std::string(100000, '['), "x"), doctest::Contains("nesting"), Error);
+  CHECK_THROWS_AS(parse_json("{\"a\":\"\xff\"}", "x"), Error);
+  CHECK_THROWS_AS(parse_json("{} trailing", "x"), Error);
+  CHECK_THROWS_AS(parse_json("", "x"), Error);
+}
+
+TEST_CASE("atomic files and folders appear whole or not at all") {
+  const TemporaryDirectory folder;
+  {
+    AtomicFile file(folder / "a");
+    file.write("half");
+  }
+  CHECK(std::filesystem::is_empty(folder.path()));
+  write_text_atomically(folder / "a", "whole");
+  CHECK(read_text(folder / "a", 100) == "whole");
+  CHECK_THROWS_AS(read_text(folder / "a", 4), Error);
+  {
+    AtomicDirectory directory(folder / "d");
+    std::ofstream(directory.path() / "f") << "x";
+  }
+  CHECK(!std::filesystem::exists(folder / "d"));
+  AtomicDirectory directory(folder / "d");
+  std::ofstream(directory.path() / "f") << "x";
+  directory.commit();
+  CHECK(read_text(folder / "d/f", 10) == "x");
+  CHECK_THROWS_AS(AtomicDirectory(folder / "d"), Error);
+}
+
+TEST_CASE("hashes equal published values") {
+  CHECK(sha256(std::as_bytes(std::span(std::string_view("abc")))) ==
+        "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+}
+
+TEST_CASE("every half and bfloat16 survives the way through float") {
+  for (uint32_t bits = 0; bits < 0x10000; ++bits) {
+    const auto half = static_cast<uint16_t>(bits);
+    if (const float value = half_to_float(half); !std::isnan(value)) REQUIRE(float_to_half(value) == half);
+    BFloat16 brain;
+    brain.bits = half;
+    if (const auto value = static_cast<float>(brain); !std::isnan(value)) REQUIRE(BFloat16(value).bits == half);
+    else REQUIRE(std::isnan(static_cast<float>(BFloat16(value))));
+  }
+  CHECK(float_to_half(65520.0f) == 0x7c00);  // halfway to 65536 rounds to infinity
+  CHECK(float_to_half(65519.0f) == 0x7bff);
+  CHECK(BFloat16(1.00390625f).bits == 0x3f80);   // a tie goes to even
+  CHECK(BFloat16(1.01171875f).bits == 0x3f82);
+}
+
+TEST_CASE("narrowing refuses to lose bits") {
+  CHECK(narrow<int>(int64_t{5}, "x") == 5);
+  CHECK_THROWS_AS(narrow<int>(int64_t{1} << 31, "x"), Error);
+  CHECK_THROWS_AS(narrow<uint32_t>(-1, "x"), Error);
+}

@@ -2,9 +2,30 @@
 #include <fmt/format.h>
 
 #include <exception>
+#include <memory>
 
 #include "base/error.h"
 #include "cli/verbs.h"
+
+namespace {
+
+// TOML whose keys outside any [section] belong to the verb on the command line, so that run.toml can be given back.
+class VerbConfig : public CLI::ConfigTOML {
+ public:
+  explicit VerbConfig(const CLI::App& app) : app_(app) {}
+  std::vector<CLI::ConfigItem> from_config(std::istream& input) const override {
+    std::vector<CLI::ConfigItem> items = CLI::ConfigTOML::from_config(input);
+    const auto verbs = app_.get_subcommands();
+    for (CLI::ConfigItem& item : items)
+      if (item.parents.empty() && !verbs.empty()) item.parents = {verbs.front()->get_name()};
+    return items;
+  }
+
+ private:
+  const CLI::App& app_;
+};
+
+}  // namespace
 
 int main(int argc, char** argv) {
   using namespace sinklora;
@@ -13,6 +34,20 @@ int main(int argc, char** argv) {
   app.require_subcommand(1);
   app.footer("Exit codes: 0 done, 2 wrong command line, 3 broken input, 4 does not fit into memory,\n"
              "5 non-finite loss, 6 a peer failed, 70 a defect of this program, 75 saved on a signal.");
+  app.set_config("--config", "", "read options from a TOML file; the command line wins over it");
+  app.allow_config_extras(CLI::config_extras_mode::error);
+  app.config_formatter(std::make_shared<VerbConfig>(app));
+  add_tokenize(app);
+  add_inspect(app);
+  add_plan(app);
+  add_train(app);
+  add_eval(app);
+  add_generate(app);
+  add_merge(app);
+  add_export(app);
+  add_verify(app);
+  add_corpus(app);
+  add_env(app);
   try {
     app.parse(argc, argv);
     return 0;

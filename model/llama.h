@@ -1,0 +1,57 @@
+// A LLaMA on one backend: weights, activations, and the passes over a batch.
+#pragma once
+
+#include <memory>
+#include <optional>
+
+#include "data/dataset.h"
+#include "model/activations.h"
+#include "model/block.h"
+#include "model/weights.h"
+
+namespace sinklora {
+
+struct PassOptions {
+  int64_t max_tokens = 0;     // of a batch
+  int64_t max_sequences = 1;  // of a batch
+  int64_t max_context = 0;    // of one sequence: length of the RoPE tables
+  bool training = false;
+  Recompute recompute = Recompute::none;
+};
+
+class Llama {
+ public:
+  // Lays out all memory and allocates nothing; `config.rope` is the scaling in force.
+  Llama(Ops& ops, const LlamaConfig& config, const ModelOptions& model, const PassOptions& pass);
+
+  // What allocate() will take, by arena.
+  std::vector<const Arena*> arenas() const;
+  void allocate();
+
+  const LlamaConfig& config() const { return config_; }
+  Ops& ops() { return ops_; }
+  Weights& weights() { return weights_; }
+
+  // Negative log-likelihood in nats of every target, 0 where it is not scored.
+  std::vector<double> nll(const Batch& batch, const AttentionPattern& pattern);
+  // Adds the gradients of loss_scale * (sum of nll) and returns the sum of nll, unscaled.
+  double accumulate_gradients(const Batch& batch, const AttentionPattern& pattern, double loss_scale);
+  void zero_gradients();
+  // Logits [rows, V] after tokens [first, first + rows) of the batch.
+  std::vector<float> logits(const Batch& batch, const AttentionPattern& pattern, int64_t first, int64_t rows);
+
+ private:
+  PassContext start(const Batch& batch, const AttentionPattern& pattern);
+  void forward(const Batch& batch, const PassContext& pass);  // up to the final norm
+
+  Ops& ops_;
+  LlamaConfig config_;
+  PassOptions options_;
+  Weights weights_;
+  Activations activations_;
+  Arena tables_{"RoPE tables"};
+  Tensor cosines_, sines_;
+  bool train_embedding_;
+};
+
+}  // namespace sinklora

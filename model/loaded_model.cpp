@@ -1,0 +1,48 @@
+#include "model/loaded_model.h"
+
+#include "kernels/backend.h"
+
+namespace sinklora {
+namespace {
+
+// An adapter may hold one of two tied matrices, or two different ones: the model then has both.
+bool unties_head(const Adapter& adapter, const LlamaConfig& config) {
+  if (!config.tied_embeddings) return false;
+  const auto embedding = adapter.replaced.find("model.embed_tokens.weight");
+  const auto head = adapter.replaced.find("lm_head.weight");
+  const auto end = adapter.replaced.end();
+  if (embedding == end && head == end) return false;
+  return embedding == end || head == end || embedding->second.data != head->second.data;
+}
+
+RopeScaling scaling_in_force(const InferenceOptions& options, const LlamaConfig& config) {
+  if (options.rope_scaling == "auto" && !options.adapter.empty())
+    if (const AdapterRunInfo info = read_run_info(options.adapter); info.rope) return *info.rope;
+  return parse_rope_scaling(options.rope_scaling, config, options.context);
+}
+
+}  // namespace
+
+LoadedModel load_for_inference(const InferenceOptions& options) {
+  const ModelDirectory directory(options.model);
+  LlamaConfig config = directory.config();
+  config.rope = scaling_in_force(options, config);
+  Adapter adapter;
+  if (!options.adapter.empty()) adapter = read_adapter(options.adapter, config);
+  ModelOptions model;
+  model.adapters = adapter_specs(adapter);
+  model.untie_head = unties_head(adapter, config);
+  model.frozen_dtype = frozen_dtype(options.precision);
+
+  LoadedModel loaded;
+  loaded.ops = make_ops(options.device, options.precision);
+  const int64_t tokens = options.context * options.batch;
+  loaded.llama = std::make_unique<Llama>(*loaded.ops, config, model,
+                                         PassOptions{tokens, tokens, options.context, false, Recompute::none});
+  loaded.llama->allocate();
+  loaded.llama->weights().load(*loaded.ops, directory);
+  loaded.llama->weights().load_adapter(*loaded.ops, adapter);
+  return loaded;
+}
+
+}  // namespace sinklora

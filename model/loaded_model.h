@@ -1,0 +1,27 @@
+// A model (and adapter) from disk, ready to evaluate or to generate.
+#pragma once
+
+#include <filesystem>
+#include <memory>
+#include <string>
+
+#include "model/llama.h"
+
+namespace sinklora {
+
+struct InferenceOptions {
+  std::filesystem::path model, adapter;  // adapter: "" for none
+  std::string rope_scaling = "auto";     // auto: as the adapter was trained, else as --context asks
+  std::string device = "cpu", precision = "fp32";
+  int64_t context = 0;  // longest sequence, tokens
+  int64_t batch = 1;    // sequences at once
+};
+
+struct LoadedModel {
+  std::unique_ptr<Ops> ops;
+  std::unique_ptr<Llama> llama;
+};
+
+LoadedModel load_for_inference(const InferenceOptions& options);
+
+}  // namespace sinklora

@@ -1,0 +1,125 @@
+// The parameters of a LLaMA: frozen ones, trained ones with their gradients, LoRA adapters; in one arena each.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "kernels/arena.h"
+#include "model/hf_directory.h"
+#include "model/peft_adapter.h"
+
+namespace sinklora {
+
+struct AdapterSpec {
+  std::string module;  // "model.layers.0.self_attn.q_proj"
+  int64_t rank = 0;
+  double scale = 1.0;
+};
+
+// What of a model is trained and how it is kept.
+struct ModelOptions {
+  std::vector<AdapterSpec> adapters;  // LoRA on these linears
+  bool train_adapters = false;
+  bool train_embeddings = false;      // LoRA+ of LongLoRA: embed_tokens ...
+  bool train_norms = false;           // ... and every RMSNorm; not lm_head
+  bool train_all = false;             // full fine-tuning
+  bool untie_head = false;            // an adapter replaced one of two tied matrices
+  DType frozen_dtype = DType::f32;    // of matrices that are not trained
+};
+
+// A LoRA spec of one rank for every layer, on linears named by q, k, v, o, gate, up, down.
+std::vector<AdapterSpec> uniform_adapters(const LlamaConfig& config, const std::vector<std::string>& targets,
+                                          int64_t rank, double alpha);
+// The spec of an adapter that was read from disk.
+std::vector<AdapterSpec> adapter_specs(const Adapter& adapter);
+
+struct Weight {
+  Tensor value;     // what the forward reads
+  Tensor master;    // what the optimizer updates: `value` itself unless that is a rounded copy
+  Tensor gradient;  // empty: frozen
+  Tensor m, v;      // AdamW's moments
+};
+
+// A linear of the block: one projection or several stacked, with its adapters.
+struct Projection {
+  struct Part {
+    std::string module;  // its name in a checkpoint, without ".weight"
+    int64_t row_begin, rows;
+  };
+  std::vector<Part> parts;
+  int64_t total_rank = 0;  // R
+  Weight weight;           // [out, in]
+  Weight a;                // [R, in], the A of every adapter behind one another
+  std::vector<Weight> b;   // [rows of the part, rank]
+  std::vector<LinearAdapter> adapters;
+  std::vector<AdapterGradient> adapter_gradients;
+
+  Linear linear() const { return {weight.value, adapters}; }
+  LinearGradient gradient() const { return {weight.gradient, adapter_gradients}; }
+};
+
+struct LayerWeights {
+  Weight attention_norm;  // [H]
+  Projection qkv;         // [(Hq + 2 Hkv) D, H]
+  Projection output;      // [H, Hq D]
+  Weight mlp_norm;        // [H]
+  Projection gate_up;     // [2F, H]
+  Projection down;        // [H, F]
+};
+
+// One tensor as a checkpoint names it.
+struct Parameter {
+  std::string name;
+  Weight weight;
+  bool decays = true;  // weight decay applies; not to norms, as in transformers
+  bool trained() const { return static_cast<bool>(weight.gradient); }
+};
+
+class Weights {
+ public:
+  // Lays the arenas out; `act` and `stat` are the backend's types.
+  Weights(const LlamaConfig& config, const ModelOptions& options, DType act, DType stat);
+  Weights(const Weights&) = delete;
+  Weights& operator=(const Weights&) = delete;
+
+  Arena frozen{"frozen weights"}, trained{"trained weights"}, gradients{"gradients"}, moments{"optimizer moments"};
+  void allocate(Ops& ops);
+
+  Weight embedding;  // [V, H]
+  Weight head;       // [V, H]; the embedding when tied
+  Weight final_norm; // [H]
+  std::vector<LayerWeights> layers;
+  std::vector<Parameter> parameters;  // after allocate(): frozen and trained ones, each tensor once
+  bool tied() const { return tied_; }
+
+  void load(Ops& ops, const ModelDirectory& model);
+  // Puts an adapter's matrices and replaced tensors in place; its modules must be those of the options.
+  void load_adapter(Ops& ops, const Adapter& adapter);
+  // Normal(0, 0.02) matrices and gains of one, as transformers initialises a LLaMA.
+  void initialize(Ops& ops, uint64_t seed);
+  // A uniform in +-1/sqrt(in) (Kaiming with a = sqrt 5, as PEFT), B zero.
+  void initialize_adapters(Ops& ops, uint64_t seed);
+  // The current adapters and trained tensors, in f32 on the host.
+  Adapter adapter(Ops& ops) const;
+  int64_t trained_elements() const;
+
+ private:
+  void take(Weight* weight, bool train, std::initializer_list<int64_t> shape, bool matrix);
+  void take_projection(Projection* projection, const std::string& layer, std::vector<Projection::Part> parts,
+                       int64_t in);
+  void bind_projection(Projection& projection);
+  void name_parameters();
+  const Parameter& parameter(const std::string& name) const;
+
+  LlamaConfig config_;
+  ModelOptions options_;
+  DType act_, stat_;
+  bool tied_;
+};
+
+// Converts host numbers to the tensor's type and writes them there, and back; Number is float or double.
+void upload_numbers(Ops& ops, const Tensor& to, std::span<const float> numbers);
+template <class Number>
+std::vector<Number> download_numbers(Ops& ops, const Tensor& from);
+
+}  // namespace sinklora

@@ -1,0 +1,238 @@
+#include <doctest/doctest.h>
+
+#include <cmath>
+#include <fstream>
+
+#include "base/hash.h"
+#include "base/json.h"
+#include "test/temporary.h"
+#include "train/checkpoint.h"
+#include "train/metrics.h"
+#include "train/optimizer.h"
+#include "train/trainer.h"
+
+using namespace sinklora;
+using sinklora::test::TemporaryDirectory;
+
+namespace {
+
+constexpr int64_t kContext = 24, kVocab = 67;
+
+// A model directory that holds only a config, and a token stream with repeated phrases to learn.
+void write_inputs(const TemporaryDirectory& folder) {
+  std::filesystem::create_directory(folder / "model");
+  const Json config{{"architectures", {"LlamaForCausalLM"}}, {"model_type", "llama"}, {"vocab_size", kVocab},
+                    {"hidden_size", 32}, {"intermediate_size", 48}, {"num_hidden_layers", 2},
+                    {"num_attention_heads", 4}, {"num_key_value_heads", 2}, {"max_position_embeddings", kContext},
+                    {"rms_norm_eps", 1e-6}, {"hidden_act", "silu"}, {"torch_dtype", "float32"}};
+  std::ofstream(folder / "model/config.json") << config.dump();
+  std::ofstream data(folder / "data.bin", std::ios::binary);
+  const RandomStream random(1, "data");
+  for (uint64_t i = 0; i < 40 * kContext; ++i) {
+    const auto id = static_cast<uint16_t>(i % 7 < 5 ? i % 7 : random.below(i, kVocab));
+    data.write(reinterpret_cast<const char*>(&id), 2);
+  }
+}
+
+TrainOptions base_options(const TemporaryDirectory& folder, const std::string& out) {
+  TrainOptions o;
+  o.model = folder / "model";
+  o.data = folder / "data.bin";
+  o.out = folder / out;
+  o.init = "random";
+  o.trainable = "full";
+  o.context = kContext;
+  o.batch = 2;
+  o.accumulate = 2;
+  o.learning_rate = 1e-2;
+  o.warmup = 3;
+  o.steps = 9;
+  o.save_every = 0;
+  o.keep_last = 0;
+  return o;
+}
+
+// The lines of metrics.jsonl without what depends on the clock.
+std::vector<std::string> timeless_metrics(const std::filesystem::path& out) {
+  std::vector<std::string> lines;
+  std::ifstream file(out / "metrics.jsonl");
+  for (std::string line; std::getline(file, line);) {
+    Json json = parse_json(line, "metrics");
+    for (const char* key : {"tokens_per_s", "step_ms", "mem_gib"}) json.erase(key);
+    lines.push_back(json.dump());
+  }
+  return lines;
+}
+
+// A pretrained model for LoRA runs.
+std::filesystem::path pretrain(const TemporaryDirectory& folder) {
+  TrainOptions o = base_options(folder, "pretrained");
+  train(o);
+  return o.out / step_directory_name(o.steps);
+}
+
+}  // namespace
+
+TEST_CASE("a stopped and resumed run equals a straight one bit for bit") {
+  const TemporaryDirectory folder;
+  write_inputs(folder);
+  const std::filesystem::path model = pretrain(folder);
+  for (const std::string trainable : {"lora+", "full"}) {
+    CAPTURE(trainable);
+    const auto options = [&](const std::string& out, int64_t steps) {
+      TrainOptions o = base_options(folder, out + trainable);
+      o.init = "checkpoint";
+      o.model = model;
+      o.trainable = trainable;
+      o.steps = steps;
+      return o;
+    };
+    // 40 samples, 4 a step: stops inside the first epoch, on its last step, and inside the second one.
+    const TrainOptions straight = options("straight", 12);
+    CHECK(train(straight) == ExitCode::ok);
+    for (const int64_t stop : {3, 10, 11}) {
+      CAPTURE(stop);
+      const std::string name = "stopped-at-" + std::to_string(stop);
+      train(options(name, stop));
+      const TrainOptions rest = options(name, 12);
+      CHECK(train(rest) == ExitCode::ok);
+      const std::string step = step_directory_name(12);
+      for (const auto& entry : std::filesystem::directory_iterator(straight.out / step)) {
+        const auto file = entry.path().filename();
+        CAPTURE(file);
+        CHECK(sha256_of_file(entry.path()) == sha256_of_file(rest.out / step / file));
+      }
+      CHECK(timeless_metrics(straight.out) == timeless_metrics(rest.out));
+    }
+  }
+}
+
+TEST_CASE("training learns, and recompute and bf16 storage keep it on the same course") {
+  const TemporaryDirectory folder;
+  write_inputs(folder);
+  const auto last_loss = [&](const std::string& out, const std::string& recompute) {
+    TrainOptions o = base_options(folder, out);
+    o.steps = 60;
+    o.recompute = recompute;
+    train(o);
+    return parse_json(timeless_metrics(o.out).back(), "metrics").at("loss").get<double>();
+  };
+  const double loss = last_loss("none", "none");
+  CHECK(loss < 0.5 * std::log(static_cast<double>(kVocab)));  // 5 of 7 tokens are certain once learned
+  CHECK(last_loss("block", "block") == loss);
+}
+
+TEST_CASE("a damaged newest checkpoint is skipped with a reason, and refused when it is named") {
+  const TemporaryDirectory folder;
+  write_inputs(folder);
+  TrainOptions o = base_options(folder, "run");
+  o.steps = 4;
+  o.save_every = 2;
+  train(o);
+  const auto newest = o.out / step_directory_name(4);
+  CHECK(newest_checkpoint(o.out) == newest);
+  for (const std::string file : {"model.safetensors", "optimizer.safetensors", "state.json", "SHA256SUMS"}) {
+    CAPTURE(file);
+    const std::string whole = read_text(newest / file, 1 << 28);
+    std::string damaged = whole;
+    damaged[damaged.size() / 2] ^= 1;
+    write_text_atomically(newest / file, damaged);
+    CHECK(newest_checkpoint(o.out) == o.out / step_directory_name(2));
+    CHECK_THROWS_AS(verify_checkpoint(newest), Error);
+    write_text_atomically(newest / file, whole);
+  }
+  CHECK(newest_checkpoint(o.out) == newest);
+}
+
+TEST_CASE("resuming with other options names the one that differs") {
+  const TemporaryDirectory folder;
+  write_inputs(folder);
+  TrainOptions o = base_options(folder, "run");
+  o.steps = 1;
+  train(o);
+  o.steps = 2;
+  o.learning_rate = 3e-2;
+  CHECK_THROWS_WITH_AS(train(o), doctest::Contains("learning_rate"), Error);
+  o.resume = "never";
+  CHECK_THROWS_WITH_AS(train(o), doctest::Contains("holds a run already"), Error);
+}
+
+TEST_CASE("only the newest checkpoints are kept, and a stale higher one of another run is not taken for ours") {
+  const TemporaryDirectory folder;
+  write_inputs(folder);
+  TrainOptions o = base_options(folder, "run");
+  o.steps = 4;
+  o.save_every = 1;
+  o.keep_last = 2;
+  train(o);
+  CHECK(!std::filesystem::exists(o.out / step_directory_name(2)));
+  CHECK(std::filesystem::exists(o.out / step_directory_name(3)));
+  CHECK(std::filesystem::exists(o.out / step_directory_name(4)));
+}
+
+TEST_CASE("a non-finite gradient stops the run before anything is updated, or is skipped") {
+  const TemporaryDirectory folder;
+  write_inputs(folder);
+  TrainOptions o = base_options(folder, "first");
+  o.steps = 1;
+  o.learning_rate = 1e3;
+  o.warmup = 0;
+  o.epsilon = 1e-30;
+  train(o);  // one absurd step, so that the next loss may be anything; make it NaN for certain
+  const auto checkpoint = o.out / step_directory_name(1);
+  {
+    const ModelDirectory model(checkpoint);
+    std::vector<float> numbers(static_cast<size_t>(model.info("model.norm.weight").elements()), NAN);
+    const SafetensorsFile file(checkpoint / "model.safetensors");
+    std::fstream raw(checkpoint / "model.safetensors", std::ios::in | std::ios::out | std::ios::binary);
+    raw.seekp(file.find("model.norm.weight")->offset);
+    raw.write(reinterpret_cast<const char*>(numbers.data()), static_cast<std::streamsize>(numbers.size() * 4));
+  }
+  TrainOptions poisoned = base_options(folder, "poisoned");
+  poisoned.init = "checkpoint";
+  poisoned.model = checkpoint;
+  poisoned.steps = 3;
+  bool stopped = false;
+  try {
+    train(poisoned);
+  } catch (const Error& error) {
+    stopped = error.code == ExitCode::non_finite && std::string(error.what()).find("samples") != std::string::npos;
+  }
+  CHECK(stopped);
+  CHECK(!newest_checkpoint(poisoned.out));
+  poisoned.out = folder / "skipping";
+  poisoned.on_nonfinite = "skip";
+  CHECK(train(poisoned) == ExitCode::ok);
+  CHECK(parse_json(timeless_metrics(poisoned.out).at(0), "m").value("skipped", false));
+}
+
+TEST_CASE("learning-rate schedules") {
+  CHECK(learning_rate("constant", 2e-5, 1, 20, 100) == doctest::Approx(1e-6));
+  CHECK(learning_rate("constant", 2e-5, 20, 20, 100) == 2e-5);
+  CHECK(learning_rate("constant", 2e-5, 100, 20, 100) == 2e-5);
+  CHECK(learning_rate("linear", 1.0, 60, 20, 100) == doctest::Approx(0.5));
+  CHECK(learning_rate("cosine", 1.0, 60, 20, 100) == doctest::Approx(0.5));
+  CHECK(learning_rate("cosine", 1.0, 100, 20, 100) == doctest::Approx(0.0));
+  CHECK(learning_rate("constant", 1.0, 1, 0, 10) == 1.0);
+  CHECK_THROWS_AS(learning_rate("other", 1.0, 9, 0, 10), Error);
+}
+
+TEST_CASE("frozen means frozen: a LoRA run changes adapters alone, and a plan equals what is allocated") {
+  const TemporaryDirectory folder;
+  write_inputs(folder);
+  TrainOptions o = base_options(folder, "lora");
+  o.model = pretrain(folder);
+  o.init = "checkpoint";
+  o.trainable = "lora";
+  o.steps = 3;
+  train(o);
+  const Adapter adapter = read_adapter(o.out / step_directory_name(3), read_config(o.model));
+  CHECK(adapter.replaced.empty());
+  CHECK(adapter.modules.size() == 8);
+  for (const AdapterModule& module : adapter.modules) {
+    const auto* b = reinterpret_cast<const float*>(module.b.data.data());
+    bool moved = false;
+    for (size_t i = 0; i < module.b.data.size() / 4; ++i) moved |= b[i] != 0;
+    CHECK(moved);
+  }
+}

@@ -1,0 +1,183 @@
+#include "train/checkpoint.h"
+
+#include <algorithm>
+#include <charconv>
+#include <map>
+#include <sstream>
+
+#include "base/hash.h"
+
+namespace sinklora {
+namespace fs = std::filesystem;
+namespace {
+
+constexpr const char* kStateFile = "state.json";
+constexpr const char* kOptimizerFile = "optimizer.safetensors";
+constexpr const char* kSumsFile = "SHA256SUMS";
+
+// The number in "step-00000500", or -1.
+int64_t step_of(const fs::path& directory) {
+  const std::string name = directory.filename().string();
+  if (!name.starts_with("step-")) return -1;
+  int64_t step = -1;
+  const auto [end, error] = std::from_chars(name.data() + 5, name.data() + name.size(), step);
+  return error == std::errc{} && end == name.data() + name.size() ? step : -1;
+}
+
+std::vector<fs::path> checkpoints_newest_first(const fs::path& out) {
+  std::map<int64_t, fs::path, std::greater<>> by_step;
+  std::error_code missing;
+  for (const auto& entry : fs::directory_iterator(out, missing))
+    if (const int64_t step = step_of(entry.path()); step >= 0) by_step.emplace(step, entry.path());
+  std::vector<fs::path> result;
+  for (const auto& [step, path] : by_step) result.push_back(path);
+  return result;
+}
+
+// A tensor whose bytes are fetched from the backend when the file is written.
+TensorSource source_of(Ops& ops, const std::string& name, const Tensor& tensor) {
+  return {name, DType::f32, {tensor.shape.begin(), tensor.shape.begin() + tensor.rank}, [&ops, tensor](const auto& write) {
+            const auto numbers = download_numbers<float>(ops, tensor);
+            write(std::as_bytes(std::span(numbers)));
+          }};
+}
+
+void write_weights(const fs::path& folder, const TrainOptions& options, Ops& ops, const Weights& weights,
+                   LlamaConfig config) {
+  if (options.trainable != "full") {
+    write_adapter(folder, weights.adapter(ops), options.lora_alpha, options.model.string());
+    write_run_info(folder, {config.rope, options.context});
+    return;
+  }
+  config.dtype = DType::f32;
+  std::vector<TensorSource> tensors;
+  for (const Parameter& parameter : weights.parameters)
+    tensors.push_back(source_of(ops, parameter.name, parameter.weight.master));
+  write_model_directory(folder, config, tensors, options.model);
+}
+
+void write_moments(const fs::path& folder, Ops& ops, const Weights& weights) {
+  std::vector<TensorSource> tensors;
+  for (const Parameter& parameter : weights.parameters) {
+    if (!parameter.trained()) continue;
+    tensors.push_back(source_of(ops, parameter.name + ".exp_avg", parameter.weight.m));
+    tensors.push_back(source_of(ops, parameter.name + ".exp_avg_sq", parameter.weight.v));
+  }
+  write_safetensors(folder / kOptimizerFile, tensors);
+}
+
+void write_sums(const fs::path& folder) {
+  std::map<std::string, std::string> sums;
+  for (const auto& entry : fs::directory_iterator(folder))
+    sums[entry.path().filename().string()] = sha256_of_file(entry.path());
+  std::string text;
+  for (const auto& [name, sum] : sums) text += sum + "  " + name + "\n";
+  write_text_atomically(folder / kSumsFile, text);
+}
+
+void remove_old(const fs::path& out, int64_t keep_last) {
+  if (keep_last <= 0) return;  // keep all
+  const std::vector<fs::path> all = checkpoints_newest_first(out);
+  for (size_t i = static_cast<size_t>(keep_last); i < all.size(); ++i) {
+    // Renamed first: a half-deleted checkpoint must not be taken for one.
+    const fs::path trash = out / (".trash-" + all[i].filename().string());
+    fs::rename(all[i], trash);
+    fs::remove_all(trash);
+  }
+}
+
+void load_moment(Ops& ops, const SafetensorsFile& file, const std::string& name, const Tensor& to) {
+  const TensorInfo* info = file.find(name);
+  if (!info || info->elements() != to.size())
+    fail_input("{}: tensor {} is missing or has another size; this checkpoint is of another run", kOptimizerFile, name);
+  std::vector<float> numbers(static_cast<size_t>(to.size()));
+  file.read(*info, 0, numbers);
+  upload_numbers(ops, to, numbers);
+}
+
+void compare_fingerprints(const fs::path& checkpoint, const Json& saved, const Json& now) {
+  for (const auto& [key, value] : now.items()) {
+    if (!saved.contains(key) || saved[key] != value)
+      fail_usage("{}: the saved run had {} = {}, this one has {}; use the same value, another --out, or --resume never",
+                 checkpoint.string(), key, saved.contains(key) ? saved[key].dump() : "nothing", value.dump());
+  }
+}
+
+}  // namespace
+
+std::string step_directory_name(int64_t step) { return fmt::format("step-{:08}", step); }
+
+void save_checkpoint(const TrainOptions& options, Ops& ops, const Weights& weights, const LlamaConfig& config,
+                     const TrainState& state, const Json& fingerprint) {
+  const int64_t needed = weights.gradients.bytes() * 3;  // the trained numbers and two moments, all f32
+  if (const int64_t room = free_bytes(options.out); room < needed)
+    fail_input("{}: a checkpoint needs {} bytes, the disk has {}; free some or choose another --out",
+               options.out.string(), needed, room);
+  const fs::path path = options.out / step_directory_name(state.step);
+  if (fs::exists(path)) {  // of the run that this one resumed from, or a leftover
+    const fs::path trash = options.out / (".trash-" + path.filename().string());
+    fs::remove_all(trash);
+    fs::rename(path, trash);
+    fs::remove_all(trash);
+  }
+  AtomicDirectory folder(path);
+  write_weights(folder.path(), options, ops, weights, config);
+  write_moments(folder.path(), ops, weights);
+  const Json json{{"schema", "sinklora-checkpoint/1"}, {"step", state.step},         {"position", state.position},
+                  {"tokens", state.tokens},            {"fingerprint", fingerprint}};
+  write_text_atomically(folder.path() / kStateFile, json.dump(2) + "\n");
+  write_sums(folder.path());
+  folder.commit();
+  write_text_atomically(options.out / "latest", path.filename().string() + "\n");
+  remove_old(options.out, options.keep_last);
+}
+
+void verify_checkpoint(const fs::path& checkpoint) {
+  std::istringstream sums(read_text(checkpoint / kSumsFile, 1 << 20));
+  std::string line;
+  int64_t files = 0;
+  while (std::getline(sums, line)) {
+    const std::string sum = line.substr(0, 64), name = line.size() > 66 ? line.substr(66) : "";
+    if (name.empty() || name.find('/') != std::string::npos)
+      fail_input("{}: not a line of sha256sum: \"{}\"", (checkpoint / kSumsFile).string(), line);
+    if (sha256_of_file(checkpoint / name) != sum)
+      fail_input("{}: its SHA-256 differs from {}; the file was damaged", (checkpoint / name).string(), kSumsFile);
+    ++files;
+  }
+  if (files == 0) fail_input("{}: lists no file", (checkpoint / kSumsFile).string());
+}
+
+std::optional<fs::path> newest_checkpoint(const fs::path& out) {
+  for (const fs::path& path : checkpoints_newest_first(out)) {
+    try {
+      verify_checkpoint(path);
+      return path;
+    } catch (const Error& error) {
+      fmt::print(stderr, "skipping {}: {}\n", path.string(), error.what());
+    }
+  }
+  return std::nullopt;
+}
+
+TrainState load_checkpoint(const fs::path& checkpoint, Ops& ops, Weights& weights, const LlamaConfig& config,
+                           const Json& fingerprint) {
+  const Json state = read_json(checkpoint / kStateFile);
+  if (state.value("schema", "") != "sinklora-checkpoint/1")
+    fail_input("{}: not a checkpoint of this program", (checkpoint / kStateFile).string());
+  compare_fingerprints(checkpoint, state.at("fingerprint"), fingerprint);
+  if (fs::exists(checkpoint / "adapter_config.json")) weights.load_adapter(ops, read_adapter(checkpoint, config));
+  else weights.load(ops, ModelDirectory(checkpoint));
+  const SafetensorsFile moments(checkpoint / kOptimizerFile);
+  for (const Parameter& parameter : weights.parameters) {
+    if (!parameter.trained()) continue;
+    load_moment(ops, moments, parameter.name + ".exp_avg", parameter.weight.m);
+    load_moment(ops, moments, parameter.name + ".exp_avg_sq", parameter.weight.v);
+  }
+  try {
+    return {state.at("step").get<int64_t>(), state.at("position").get<int64_t>(), state.at("tokens").get<int64_t>()};
+  } catch (const Json::exception& error) {
+    fail_input("{}: {}", (checkpoint / kStateFile).string(), error.what());
+  }
+}
+
+}  // namespace sinklora

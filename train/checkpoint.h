@@ -1,0 +1,34 @@
+// Checkpoints: OUT/step-00000500/ holds everything to go on, and is itself a valid PEFT adapter (or, after full
+// training, a Hugging Face model).
+#pragma once
+
+#include <filesystem>
+#include <optional>
+
+#include "train/options.h"
+
+namespace sinklora {
+
+struct TrainState {
+  int64_t step = 0;      // updates done
+  int64_t position = 0;  // samples consumed, in the loader's global order
+  int64_t tokens = 0;    // tokens seen
+};
+
+// Written into a temporary folder, flushed, checksummed and renamed; then the oldest beyond `keep_last` are removed.
+void save_checkpoint(const TrainOptions& options, Ops& ops, const Weights& weights, const LlamaConfig& config,
+                     const TrainState& state, const Json& fingerprint);
+
+// The newest checkpoint of OUT whose checksums verify; says on stderr why it skips others. None: nullopt.
+std::optional<std::filesystem::path> newest_checkpoint(const std::filesystem::path& out);
+
+// Throws Error(input) when a checksum differs or a file is missing.
+void verify_checkpoint(const std::filesystem::path& checkpoint);
+
+// Puts weights and moments in place. Throws Error(usage) naming the option that differs from the saved run's.
+TrainState load_checkpoint(const std::filesystem::path& checkpoint, Ops& ops, Weights& weights,
+                           const LlamaConfig& config, const Json& fingerprint);
+
+std::string step_directory_name(int64_t step);  // "step-00000500"
+
+}  // namespace sinklora

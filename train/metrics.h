@@ -1,0 +1,48 @@
+// What a run says: metrics.jsonl, the console line, and the loss plot.
+#pragma once
+
+#include <cstdio>
+#include <filesystem>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace sinklora {
+
+struct StepMetrics {
+  int64_t step = 0;
+  double epoch = 0, loss = 0, grad_norm = 0, learning_rate = 0;
+  int64_t tokens = 0;  // seen since the run began
+  double tokens_per_s = 0, step_ms = 0;
+  double mfu = -1;  // share of the device's peak; negative: its peak is not known, null in the file
+  double mem_gib = 0;
+  bool skipped = false;  // nothing to learn from: no scored token, or a non-finite gradient
+};
+
+class MetricsLog {
+ public:
+  // Opens OUT/metrics.jsonl and drops the lines after `resumed_step` and a torn last one.
+  MetricsLog(const std::filesystem::path& out, int64_t resumed_step);
+  ~MetricsLog();
+  MetricsLog(const MetricsLog&) = delete;
+  MetricsLog& operator=(const MetricsLog&) = delete;
+
+  void write(const StepMetrics& metrics);
+  const std::vector<std::pair<double, double>>& losses() const { return losses_; }  // (step, loss) of all steps
+
+ private:
+  std::FILE* file_;
+  std::filesystem::path path_;
+  std::vector<std::pair<double, double>> losses_;
+};
+
+// "step 120/1000 | loss 1.8342 | gnorm 0.41 | lr 2.00e-05 | 9812 tok/s | 1.67 s | mem 3.1 GiB | eta 0:24:31"
+std::string console_line(const StepMetrics& metrics, int64_t steps, double eta_seconds);
+
+// A line plot as an SVG file: points (x, y), axes with ticks and labels.
+void write_plot(const std::filesystem::path& path, const std::string& title, const std::string& x_label,
+                const std::string& y_label, const std::vector<std::pair<double, double>>& points);
+
+double peak_memory_gib();  // of this process
+
+}  // namespace sinklora

@@ -56,6 +56,12 @@ LlamaConfig read_config(const std::filesystem::path& model_directory);
 // generations of transformers read.
 Json config_json(const LlamaConfig& config);
 
+// The object that transformers keeps in rope_scaling (4.x; "rope_type" or "type") or rope_parameters (5.x), or null for
+// none. Unknown types and unknown keys are refused by name. `max_positions` stands in for a missing
+// original_max_position_embeddings of llama3 and yarn.
+RopeScaling parse_rope_object(const Json& json, int64_t max_positions, const std::string& source);
+Json rope_object(const RopeScaling& scaling);  // null for none
+
 // "none", "auto", "linear:4", "dynamic:2", "yarn:4", "llama3:8": the --rope-scaling option. `auto` is position
 // interpolation as LongLoRA sets it: linear with factor ceil(context / (max_positions * factor so far)) when the
 // context is longer than the model's, else the scaling the model came with.

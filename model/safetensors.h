@@ -7,6 +7,7 @@
 #include <map>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "base/files.h"
@@ -20,12 +21,24 @@ struct TensorInfo {
   std::vector<int64_t> shape;
   int64_t offset = 0;  // of its first byte in the file
   int64_t bytes = 0;
+  std::string foreign_dtype{};  // "F8_E4M3": a type of the format that DType has no word for; "" for all others
   int64_t elements() const {
     int64_t count = 1;
     for (const int64_t dim : shape) count *= dim;
     return count;
   }
 };
+
+inline constexpr int64_t kMaxSafetensorsHeader = 100'000'000;  // bytes; the reference refuses longer ones as well
+
+struct SafetensorsHeader {
+  std::vector<TensorInfo> tensors;  // ordered by offset
+  std::map<std::string, std::string> metadata;
+};
+// Checks everything that can be checked without the tensors' bytes. `json` is what lies between the length and the
+// first tensor, `file_size` the size of the whole file, `source` its name for messages. Tensors of a foreign type pass:
+// they are refused by name when somebody reads them.
+SafetensorsHeader parse_safetensors_header(std::string_view json, int64_t file_size, const std::string& source);
 
 class SafetensorsFile {
  public:
@@ -34,12 +47,15 @@ class SafetensorsFile {
 
   const std::vector<TensorInfo>& tensors() const { return tensors_; }  // ordered by offset
   const std::map<std::string, std::string>& metadata() const { return metadata_; }
+  const std::filesystem::path& path() const { return file_.path(); }
   const TensorInfo* find(const std::string& name) const;
   void read_bytes(const TensorInfo& tensor, std::span<std::byte> out) const;  // as stored
   // Elements [begin, begin + out.size()) converted to float or double from any float type.
   void read(const TensorInfo& tensor, int64_t begin, std::span<float> out) const;
 
  private:
+  void check_range(const TensorInfo& tensor, int64_t begin, size_t count) const;
+
   ReadFile file_;
   std::vector<TensorInfo> tensors_;
   std::map<std::string, size_t> by_name_;
@@ -63,8 +79,11 @@ struct TensorSource {
   std::function<void(const std::function<void(std::span<const std::byte>)>&)> write;
 };
 
+// Converts floats to f32, bf16 or f16 (to nearest even), back to back as they lie in a file.
+void append_as(DType dtype, std::span<const float> values, std::vector<std::byte>& out);
+
 // Writes atomically (temporary file, fsync, rename): header padded to 8 bytes, tensors by descending alignment and
-// then by name, "__metadata__" {"format": "pt"} plus `metadata`.
+// then by name, "__metadata__" {"format": "pt"} plus `metadata`. Byte for byte what the reference writes.
 void write_safetensors(const std::filesystem::path& path, const std::vector<HostTensor>& tensors,
                        const std::map<std::string, std::string>& metadata = {});
 void write_safetensors(const std::filesystem::path& path, const std::vector<TensorSource>& tensors,

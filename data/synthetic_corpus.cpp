@@ -16,33 +16,36 @@ namespace {
 
 using std::string_view;
 
-// The words. Names of one list differ in their first letters, so that a value is settled after a byte or two.
-constexpr std::array<string_view, 24> kPlaces = {
-    "Ashford", "Birley",  "Corwen", "Dunmore", "Elstow", "Farley", "Garth",  "Harrow",
-    "Ilford",  "Jarrow",  "Kelso",  "Linton",  "Marlow", "Norton", "Oakham", "Pelton",
-    "Quarry",  "Redmire", "Selby",  "Thornby", "Upton",  "Walden", "Yarrow", "Zennor"};
-constexpr std::array<string_view, 24> kNames = {"Anders", "Bruno", "Clara", "Doran", "Edith", "Felix",
-                                                "Greta",  "Hanna", "Ivor",  "Jonas", "Karin", "Lotte",
-                                                "Maren",  "Nils",  "Oscar", "Petra", "Quinn", "Ronja",
-                                                "Sven",   "Tilda", "Ulric", "Vera",  "Wanda", "Yvette"};
-constexpr std::array<string_view, 12> kColours = {"amber", "black", "crimson", "golden", "indigo", "jade",
-                                                  "lilac", "olive", "purple",  "red",    "silver", "white"};
-constexpr std::array<string_view, 8> kSubjects = {"The old miller", "A young sailor", "The baker",
-                                                  "Her brother",    "The teacher",    "My neighbour",
-                                                  "A stranger",     "The doctor"};
-constexpr std::array<string_view, 8> kVerbs = {"walked", "ran",     "rode",     "went",
-                                               "came",   "hurried", "returned", "drove"};
+// The words. A tiny byte-level model shall learn the copying and not the spelling: no two keys end in the
+// same two letters, no two surnames begin with the same one.
+constexpr std::array<string_view, 24> kFirstNames = {"Anders", "Bruno", "Clara", "Doran", "Edith", "Felix",
+                                                     "Greta",  "Hanna", "Ivor",  "Jonas", "Karin", "Lotte",
+                                                     "Maren",  "Nils",  "Oscar", "Piet",  "Quinn", "Ronja",
+                                                     "Signe",  "Tilda", "Ulric", "Wendy", "Yusuf", "Emil"};
+constexpr std::array<string_view, 24> kSurnames = {"Abbot",  "Baker",  "Carter", "Dyer",   "Ember",  "Fisher",
+                                                   "Glover", "Holt",   "Irwin",  "Joyner", "Keller", "Loman",
+                                                   "Mercer", "Nolan",  "Osgood", "Porter", "Quick",  "Roper",
+                                                   "Stone",  "Turner", "Upton",  "Vance",  "Weaver", "Young"};
+constexpr std::array<string_view, 12> kBoats = {"Osprey", "Falcon", "Gull",    "Swift", "Eagle",  "Plover",
+                                                "Dove",   "Finch",  "Kestrel", "Lark",  "Curlew", "Tern"};
+constexpr std::array<string_view, 8> kStrangers = {"The old miller", "A young sailor", "The baker",
+                                                   "Her brother",    "The teacher",    "My neighbour",
+                                                   "A stranger",     "The doctor"};
+constexpr std::array<string_view, 8> kWalked = {"walked", "ran",     "rode",     "went",
+                                                "came",   "hurried", "returned", "drove"};
 constexpr std::array<string_view, 8> kGoals = {"to the river",    "to the market",  "to the harbour",
                                                "to the church",   "up the hill",    "down the road",
                                                "over the bridge", "into the forest"};
-constexpr std::array<string_view, 8> kTimes = {"at dawn",         "at noon",       "in the evening",
-                                               "in the rain",     "after lunch",   "before dark",
-                                               "on a grey horse", "without a word"};
-constexpr std::array<string_view, 4> kReminders = {"As before, ", "Remember, ", "Once more, ", "Still, "};
+constexpr std::array<string_view, 4> kLay = {"lay", "waited", "rested", "was seen"};
+constexpr std::array<string_view, 4> kMoorings = {"by the bridge", "in the harbour", "on the river",
+                                                  "at the pier"};
+constexpr std::array<string_view, 8> kTimes = {"at dawn",     "at noon",     "in the evening",  "in the rain",
+                                               "after lunch", "before dark", "without a sound", "once more"};
 
 constexpr int kSentencesInParagraph = 6;
 constexpr int64_t kBytesForEachFact = 250;
-constexpr int64_t kShortestRecall = 32;  // bytes: about the length of a fact's own sentence
+constexpr double kShareOfRecalls = 0.5;
+constexpr int64_t kShortestRecall = 24;  // bytes: about the length of the shortest sentence
 
 class Draws {
  public:
@@ -67,17 +70,16 @@ class Draws {
   uint64_t next_;
 };
 
-// Every place has a keeper and every colour a lamp with a number; a document takes the first `count` after a
+// Everybody has a surname and every boat a number; a document knows the first `count` of them after a
 // shuffle.
 std::vector<Fact> draw_facts(Draws& draws, int64_t count) {
   std::vector<Fact> facts;
-  for (const string_view place : kPlaces)
-    facts.push_back({fmt::format("Who is the keeper of {}?", place),
-                     fmt::format("the keeper of {} is", place), std::string(draws.one_of(kNames))});
-  for (const string_view colour : kColours)
-    facts.push_back({fmt::format("What is the number of the {} lamp?", colour),
-                     fmt::format("the number of the {} lamp is", colour),
-                     std::to_string(1000 + draws.below(9000))});
+  for (const string_view name : kFirstNames)
+    facts.push_back({std::string(name), std::string(draws.one_of(kSurnames)),
+                     fmt::format("What is the surname of {}?", name)});
+  for (const string_view boat : kBoats)
+    facts.push_back({fmt::format("The boat {}", boat), std::to_string(1000 + draws.below(9000)),
+                     fmt::format("What is the number of the boat {}?", boat)});
   draws.shuffle(facts);
   facts.resize(static_cast<size_t>(std::clamp<int64_t>(count, 1, std::ssize(facts))));
   return facts;
@@ -90,42 +92,47 @@ class Writer {
 
   // One sentence; false when it no longer fits.
   bool write_next() {
-    const auto stated = static_cast<int64_t>(stated_);
+    const int64_t known = std::ssize(document_.facts);
     // New facts come evenly over the first third; of the other sentences every second one recalls a fact.
-    const bool facts_due = stated * limit_ <= 3 * size() * std::ssize(document_.facts);
-    if (stated_ < document_.facts.size() && facts_due) return mention(stated_++, "");
-    if (stated_ > 0 && draws_.uniform() < 0.5) return mention(fact_to_recall(), draws_.one_of(kReminders));
-    return append(fmt::format("{} {} {} {}.", draws_.one_of(kSubjects), draws_.one_of(kVerbs),
-                              draws_.one_of(kGoals), draws_.one_of(kTimes)));
+    if (stated_ < known && stated_ * limit_ <= 3 * size() * known) return mention(stated_++, " is new here.");
+    if (draws_.uniform() < kShareOfRecalls) {
+      const int64_t fact = fact_to_recall();
+      return mention(fact, document_.facts[static_cast<size_t>(fact)].key.starts_with("The boat")
+                               ? fmt::format(" {} {} {}.", draws_.one_of(kLay), draws_.one_of(kMoorings),
+                                             draws_.one_of(kTimes))
+                               : walk());
+    }
+    return append(std::string(draws_.one_of(kStrangers)) + walk());
   }
 
  private:
   int64_t size() const { return std::ssize(document_.text); }
 
+  std::string walk() {
+    return fmt::format(" {} {} {}.", draws_.one_of(kWalked), draws_.one_of(kGoals), draws_.one_of(kTimes));
+  }
+
   // The stated fact whose last mention lies nearest to a distance drawn evenly on a logarithmic scale.
-  size_t fact_to_recall() {
+  int64_t fact_to_recall() {
     const double longest = std::max<double>(kShortestRecall, static_cast<double>(size()));
     const double wanted = std::log(kShortestRecall) + draws_.uniform() * std::log(longest / kShortestRecall);
-    const auto off = [&](size_t fact) {
-      return std::fabs(std::log(static_cast<double>(size() - last_mention_[fact])) - wanted);
+    const auto off = [&](int64_t fact) {
+      return std::fabs(std::log(static_cast<double>(size() - last_mention_[static_cast<size_t>(fact)])) -
+                       wanted);
     };
-    size_t best = 0;
-    for (size_t fact = 1; fact < stated_; ++fact)
+    int64_t best = 0;
+    for (int64_t fact = 1; fact < stated_; ++fact)
       if (off(fact) < off(best)) best = fact;
     return best;
   }
 
-  bool mention(size_t fact, string_view reminder) {
-    const Fact& the = document_.facts[fact];
-    std::string sentence = fmt::format("{}{} ", reminder, the.claim);
-    if (reminder.empty()) sentence[0] = 'T';
-    const auto value_at = std::ssize(sentence);
-    sentence += the.value + ".";
-    const int64_t start = size();
-    if (!append(sentence)) return false;
-    const int64_t before = last_mention_[fact], offset = start + value_at;
-    document_.mentions.push_back({static_cast<int64_t>(fact), offset, before < 0 ? -1 : offset - before});
-    last_mention_[fact] = offset;
+  // A sentence that begins with the fact's key and value.
+  bool mention(int64_t fact, const std::string& rest) {
+    const Fact& the = document_.facts[static_cast<size_t>(fact)];
+    const int64_t offset = size() + std::ssize(the.key) + 1;
+    if (!append(the.key + " " + the.value + rest)) return false;
+    const int64_t before = std::exchange(last_mention_[static_cast<size_t>(fact)], offset);
+    document_.mentions.push_back({fact, offset, before < 0 ? -1 : offset - before});
     return true;
   }
 
@@ -143,7 +150,7 @@ class Writer {
   SyntheticDocument& document_;
   int64_t limit_;
   std::vector<int64_t> last_mention_;  // of each fact: offset of its value, -1 before it is stated
-  size_t stated_ = 0;
+  int64_t stated_ = 0;
   int sentences_ = 0;
 };
 

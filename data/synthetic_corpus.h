@@ -3,8 +3,8 @@
 // document draws its own facts, so no weights can know them: only a model that reads far back predicts the
 // names and numbers.
 //
-//   The keeper of Harrow is Maren. The old miller walked to the river at dawn. ...
-//   ... As before, the keeper of Harrow is Maren.
+//   Maren Holt is new here. The boat Osprey 4817 is new here. The old miller walked to the river at dawn. ...
+//   ... The boat Osprey 4817 lay by the bridge at noon. Maren Holt came over the bridge in the rain.
 #pragma once
 
 #include <cstdint>
@@ -29,9 +29,9 @@ struct FactMention {
 };
 
 struct Fact {
-  std::string question;  // "Who is the keeper of Harrow?"
-  std::string claim;     // "the keeper of Harrow is"
-  std::string value;     // "Maren"
+  std::string key;       // "Maren", "The boat Osprey"
+  std::string value;     // "Holt", "4817": one blank after the key wherever that occurs
+  std::string question;  // "What is the surname of Maren?"
 };
 
 struct SyntheticDocument {

@@ -25,20 +25,26 @@ for file in "${sources[@]}" $(git ls-files '*.py' '*.sh'); do
 done
 for file in "${sources[@]}"; do
   case $file in kernels/cuda/*) continue ;; esac
+  # A function is an opening brace whose enclosing braces are all of namespaces and types.
   while read -r line; do say "$line"; done < <(awk -v file="$file" '
-    function close_function(at, depth) {
-      if (start[depth] && at - start[depth] >= 80)
-        printf "%s:%d: a function of %d lines, wanted at most 80\n", file, start[depth], at - start[depth] + 1
-      start[depth] = 0
+    { gsub(/"([^"\\]|\\.)*"/, "\"\""); gsub(/\047[{}]\047/, ""); sub(/\/\/.*/, "") }
+    {
+      type = /^ *(template *<.*> *)?(inline )?(namespace|struct|class|enum|union|extern)/ || /= *\{/
+      for (i = 1; i <= length($0); ++i) {
+        c = substr($0, i, 1)
+        if (c == "{") {
+          if (!type && !code) { code = depth + 1; start = NR }
+          ++depth
+        } else if (c == "}") {
+          if (code == depth) {
+            if (NR - start >= 80) printf "%s:%d: a function of %d lines, wanted at most 80\n", file, start, NR - start + 1
+            code = 0
+          }
+          --depth
+        }
+      }
     }
-    # clang-format puts the brace that opens a function at a line end, and the one that closes it in the same column
-    # as the function begins: column 0, or 2 within a class.
-    /^[A-Za-z].*\) *(const|noexcept|override| )*\{$/ || /^    .*\) *(const|noexcept|override| )*\{$/ && !start[0] && !start[2] && /^    [^ ]/ {
-      if (!start[0]) start[0] = NR
-    }
-    /^  [A-Za-z~].*\{$/ && !/^  (if|for|while|do|switch|else|namespace|struct|class|enum)[ (]/ && !start[0] { start[2] = NR }
-    /^}/ { close_function(NR, 0) }
-    /^  }/ { close_function(NR, 2) }' "$file")
+    END { if (depth) printf "%s: check_house cannot pair its braces\n", file }' "$file")
 done
 while read -r size file; do
   limit=1048576

@@ -28,5 +28,6 @@ run_target() {
   fi
 }
 export -f run_target
+# shellcheck disable=SC2016  # the inner shell expands its own arguments
 printf '%s\n' "${targets[@]}" | sed 's|.*/||; s|\.cpp$||' |
   xargs -P "$(nproc)" -I TARGET bash -c 'run_target TARGET "$1"' _ "$seconds"

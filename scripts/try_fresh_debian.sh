@@ -22,11 +22,12 @@ try() {
   git log -1 --format='commit %h %s'
   debootstrap --variant=minbase --include=make,git,ca-certificates bookworm "$root" "$mirror" >"$folder/debootstrap.log" 2>&1 ||
     { tail -n 20 "$folder/debootstrap.log"; return 1; }
-  cp -L /etc/resolv.conf "$root/etc/resolv.conf"
-  git clone -q "$PWD" "$root/sinklora"
+  cp -L /etc/resolv.conf "$root/etc/resolv.conf" || return 1
+  git clone -q "$PWD" "$root/sinklora" || return 1
   echo "try_fresh_debian: the root is ready after $SECONDS s; make $target"
   local start=$SECONDS
   # The mounts live in a mount namespace of their own and go with it, whatever happens.
+  # shellcheck disable=SC2016  # the inner shell expands its own arguments
   unshare --mount --pid --fork bash -c '
     set -e
     mount -t proc proc "$0/proc"
@@ -38,8 +39,7 @@ try() {
   echo "try_fresh_debian: make $target took $((SECONDS - start)) s, set-up and cold build included"
 }
 
-# Not `if try`, which would turn -e off inside.
-(try) 2>&1 | tee "$folder/$target.log" || {
+try 2>&1 | tee "$folder/$target.log" || {
   echo "try_fresh_debian: make $target FAILED; see $folder/$target.log and $root" | tee -a "$folder/$target.log"
   exit 1
 }

@@ -31,7 +31,7 @@ std::string check_number(const std::string& text, double low, double high, doubl
   } catch (const std::exception&) {
     return fmt::format("'{}' is not a number", text);
   }
-  if (used != text.size() || !std::isfinite(*value) || text.find_first_of("xX") != std::string::npos)
+  if (used != text.size() || !std::isfinite(*value) || text.find_first_of("xX \t\n") != std::string::npos)
     return fmt::format("'{}' is not a finite decimal number", text);
   if (*value < low || *value > high) return fmt::format("{} is not in {} .. {}", text, low, high);
   return {};

@@ -6,6 +6,7 @@
 
 namespace sinklora {
 
+void add_corpus(CLI::App& app);
 void add_tokenize(CLI::App& app);
 void add_inspect(CLI::App& app);
 void add_plan(CLI::App& app);

@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Builds with CUDA and runs the tests that need a GPU: the doctest suites whose names begin with "gpu".
+set -euo pipefail
+cd "$(dirname "$0")/.."
+compiler=$(scripts/find_nvcc.sh) || {
+  echo "test-gpu: no nvcc here; install the CUDA toolkit, or put its bin folder on PATH" >&2
+  exit 1
+}
+if ! nvidia-smi -L 2>/dev/null | grep -q '^GPU'; then
+  echo "test-gpu: no GPU is visible (nvidia-smi lists none); 'make test' runs everything that needs none" >&2
+  exit 1
+fi
+CUDACXX=$compiler scripts/build.sh cuda
+exec build-cuda/sinklora_tests --test-suite='gpu*'

@@ -1,0 +1,78 @@
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <filesystem>
+
+#include "base/files.h"
+#include "base/json.h"
+#include "test/run_program.h"
+#include "test/temporary.h"
+
+using namespace sinklora;
+using sinklora::test::run_program;
+using sinklora::test::TemporaryDirectory;
+
+TEST_CASE("corpus writes the same bytes for the same seed, and nothing else is left in the folder") {
+  const TemporaryDirectory folder;
+  const std::string out = "--bytes 20k --out '" + folder.path().string();
+  REQUIRE(run_program("corpus --seed 3 " + out + "/a'").exit_code == 0);
+  REQUIRE(run_program("corpus --seed 3 " + out + "/b'").exit_code == 0);
+  REQUIRE(run_program("corpus --seed 4 " + out + "/c'").exit_code == 0);
+  const std::string a = read_text(folder / "a", 100'000);
+  CHECK(a.size() > 20'000);
+  CHECK(a == read_text(folder / "b", 100'000));
+  CHECK(a != read_text(folder / "c", 100'000));
+  CHECK(std::distance(std::filesystem::directory_iterator(folder.path()), {}) == 3);
+}
+
+TEST_CASE("a wrong command line ends with 2, names the option and writes nothing") {
+  const TemporaryDirectory folder;
+  const std::string out = " --out '" + (folder / "x").string() + "'";
+  for (const std::string option : {"--bytes", "--seed", "--shortest", "--longest"})
+    for (const std::string value : {"nan", "inf", "-1", "''", "010", "1e39", "99999999999999999999"}) {
+      const auto run = run_program("corpus " + option + "=" + value + out);
+      CAPTURE(option);
+      CAPTURE(value);
+      CHECK(run.exit_code == 2);
+      CHECK(run.output.find(option) != std::string::npos);
+    }
+  CHECK(run_program("corpus --shortest 3000 --longest 2000" + out).exit_code == 2);
+  CHECK(run_program("corpus --format yaml" + out).exit_code == 2);
+  CHECK(run_program("corpus --no-such-option" + out).exit_code == 2);
+  CHECK(run_program("corpus").exit_code == 2);
+  CHECK(run_program("").exit_code == 2);
+  CHECK(run_program("no-such-verb").exit_code == 2);
+  CHECK(std::filesystem::is_empty(folder.path()));
+}
+
+TEST_CASE("output that cannot be written is refused on one line") {
+  const auto run = run_program("corpus --out /no/such/folder/x");
+  CHECK(run.exit_code == 3);
+  CHECK(run.output.find("/no/such/folder/x: cannot create") != std::string::npos);
+  CHECK(std::count(run.output.begin(), run.output.end(), '\n') == 1);
+}
+
+TEST_CASE("every verb has help with examples and exit codes") {
+  for (const std::string verb : {"corpus", "env"}) {
+    const auto run = run_program(verb + " --help");
+    CHECK(run.exit_code == 0);
+    CHECK(run.output.find("Examples:") != std::string::npos);
+    CHECK(run.output.find("Exit codes:") != std::string::npos);
+  }
+}
+
+TEST_CASE("env tells versions and the machine, to people and as JSON") {
+  const auto run = run_program("env --json -");
+  REQUIRE(run.exit_code == 0);
+  const Json environment = parse_json(run.output, "env");
+  for (const char* key : {"sinklora", "compiler", "hdf5", "openblas", "cpu", "cuda", "nccl"}) {
+    CAPTURE(key);
+    CHECK(!environment.at(key).get<std::string>().empty());
+  }
+  CHECK(environment.at("cpus") >= 1);
+  CHECK(environment.at("openmp_threads") >= 1);
+  CHECK(environment.at("memory_bytes") > 100'000'000);
+  CHECK(environment.at("available_memory_bytes") <= environment.at("memory_bytes"));
+  CHECK(environment.at("free_disk_bytes") > 0);
+  CHECK(run_program("env").output.find("openblas") != std::string::npos);
+}

@@ -384,7 +384,6 @@ void CpuOps::attention_forward(const Tensor& out, const Tensor& lse, const Tenso
   const Shape shape = check(compute_, q, k, v, lse, sequences, pattern, head_dim);
   expect(out, "attention out", compute_, q.rows(), q.row_size());
   narrow<int32_t>(out.row_stride, "attention: distance of two rows");
-  blas_core_name();  // loads the library outside of parallel regions
   const BlockTable table(sequences, pattern, q.rows());
   run([&]<class T>(T) {
     forward<T>(matrix<T>(out), matrix<T>(lse), matrix<T>(q), matrix<T>(k), matrix<T>(v), table, shape,
@@ -404,7 +403,6 @@ void CpuOps::attention_backward(const Tensor& d_q, const Tensor& d_k, const Tens
     expect(*tensor, name, compute_, like->rows(), like->row_size());
     narrow<int32_t>(tensor->row_stride, "attention: distance of two rows");
   }
-  blas_core_name();
   const BlockTable table(sequences, pattern, q.rows());
   zero(d_k);
   zero(d_v);

@@ -22,6 +22,9 @@ constexpr int64_t kBlock = 64;         // queries
 constexpr int64_t kForwardTile = 512;  // keys; a tile of scores stays in the second-level cache
 constexpr int64_t kBackwardTile = 256;
 constexpr int64_t kPiecePairs = 64 * 1024;
+// Less work than this stays on one thread. A block's products are at most twice its visible pairs, hence of a
+// size that OpenBLAS leaves on one thread, too.
+constexpr int64_t kSerialWork = kSerialGemm / 2;
 constexpr Layout kPlain = Layout::plain, kTransposed = Layout::transposed;
 
 bool empty(const Range& range) { return range.begin >= range.end; }
@@ -77,8 +80,14 @@ class BlockTable {
                       sequences.max_length);
       offsets_.push_back(offsets[s]);
       lengths_.push_back(length);
-      for (const int64_t head : {int64_t{0}, pattern.first_shifted_head})
+      int64_t most = 0;
+      for (const int64_t head : {int64_t{0}, pattern.first_shifted_head}) {
         blocks_.push_back(blocks_of(pattern, head, length));
+        int64_t pairs = 0;
+        for (const Block& block : blocks_.back()) pairs += block.pairs;
+        most = std::max(most, pairs);
+      }
+      pairs_ += most;
     }
   }
   int64_t sequences() const { return static_cast<int64_t>(offsets_.size()); }
@@ -87,10 +96,12 @@ class BlockTable {
   const std::vector<Block>& blocks(int64_t sequence, int64_t head) const {
     return blocks_[static_cast<size_t>(2 * sequence + (head_shift(pattern_, head) > 0 ? 1 : 0))];
   }
+  int64_t pairs() const { return pairs_; }  // of the head that sees more
   const AttentionPattern& pattern() const { return pattern_; }
 
  private:
   AttentionPattern pattern_;
+  int64_t pairs_ = 0;
   std::vector<int64_t> offsets_, lengths_;
   std::vector<std::vector<Block>> blocks_;
 };
@@ -201,7 +212,7 @@ void forward(Matrix<T> out, Matrix<T> lse, Matrix<T> q, Matrix<T> k, Matrix<T> v
   constexpr int64_t kScores = kBlock * kForwardTile;
   T* const scores = scratch.take<T>(omp_get_max_threads() * kScores);
   const auto count = static_cast<int64_t>(pieces.size());
-#pragma omp parallel for schedule(dynamic, 1)
+#pragma omp parallel for schedule(dynamic, 1) if (table.pairs() * shape.heads * shape.head_dim > kSerialWork)
   for (int64_t i = 0; i < count; ++i) {
     const auto& [sequence, head, block] = pieces[static_cast<size_t>(i)];
     const int64_t token = table.offset(sequence), column = head * shape.head_dim;
@@ -310,7 +321,8 @@ void backward(const BackwardHead<T>& all, Matrix<T> d_k, Matrix<T> d_v, Matrix<T
   T* const tiles = scores.take<T>(threads * 2 * tile);
   T* const all_sums = sums.take<T>(threads * 2 * keys_size);
   const auto count = static_cast<int64_t>(pieces.size());
-#pragma omp parallel for ordered schedule(dynamic, 1)
+#pragma omp parallel for ordered schedule(dynamic, \
+                                          1) if (table.pairs() * shape.heads * shape.head_dim > kSerialWork)
   for (int64_t i = 0; i < count; ++i) {
     const BackwardPiece& piece = pieces[static_cast<size_t>(i)];
     const int64_t token = table.offset(piece.sequence), column = piece.head * head_dim;
@@ -350,8 +362,8 @@ Shape check(DType compute, const Tensor& q, const Tensor& k, const Tensor& v, co
   if (kv_heads == 0 || heads % kv_heads != 0)
     fail_internal("attention: {} query heads do not share {} KV heads evenly", heads, kv_heads);
   if (pattern.group_size < 0 || pattern.num_sinks < 0)
-    fail_internal("attention: groups of {} tokens and {} sinks, wanted no negative number", pattern.group_size,
-                  pattern.num_sinks);
+    fail_internal("attention: groups of {} tokens and {} sinks, wanted no negative number",
+                  pattern.group_size, pattern.num_sinks);
   expect(q, "attention q", compute, tokens, heads * head_dim);
   expect(k, "attention k", compute, tokens, kv_heads * head_dim);
   expect(v, "attention v", compute, tokens, kv_heads * head_dim);
@@ -372,7 +384,6 @@ void CpuOps::attention_forward(const Tensor& out, const Tensor& lse, const Tenso
   const Shape shape = check(compute_, q, k, v, lse, sequences, pattern, head_dim);
   expect(out, "attention out", compute_, q.rows(), q.row_size());
   narrow<int32_t>(out.row_stride, "attention: distance of two rows");
-  blas_core_name();  // loads the library outside of parallel regions
   const BlockTable table(sequences, pattern, q.rows());
   run([&]<class T>(T) {
     forward<T>(matrix<T>(out), matrix<T>(lse), matrix<T>(q), matrix<T>(k), matrix<T>(v), table, shape,
@@ -392,7 +403,6 @@ void CpuOps::attention_backward(const Tensor& d_q, const Tensor& d_k, const Tens
     expect(*tensor, name, compute_, like->rows(), like->row_size());
     narrow<int32_t>(tensor->row_stride, "attention: distance of two rows");
   }
-  blas_core_name();
   const BlockTable table(sequences, pattern, q.rows());
   zero(d_k);
   zero(d_v);

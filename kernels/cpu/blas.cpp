@@ -1,9 +1,6 @@
 #include "kernels/cpu/blas.h"
 
 #include <cblas.h>
-#include <dlfcn.h>
-#include <omp.h>
-#include <stdlib.h>
 
 #include <algorithm>
 #include <type_traits>
@@ -13,58 +10,15 @@
 namespace sinklora {
 namespace {
 
-struct Blas {
-  decltype(&cblas_sgemm) sgemm;
-  decltype(&cblas_dgemm) dgemm;
-  std::string core;
-};
-
-// OpenBLAS picks its kernels once, while it is loaded, by a list of CPU models. A release older than the CPU
-// falls back to its AVX2 kernels, at half the speed of the AVX-512 ones that the CPU can run: 0.3.21 does so
-// on AMD family 26. Its one remedy is an environment variable that must be set before the library is loaded;
-// hence it is loaded here, at first use, and not linked. What the user has set stays.
-void choose_core() {
-#if defined(__x86_64__)
-  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-                      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-                      __builtin_cpu_supports("avx512cd");
-  if (avx512 && ::setenv("OPENBLAS_CORETYPE", "SkylakeX", 0) != 0)
-    fail_internal("cannot set OPENBLAS_CORETYPE in the environment");
-#endif
-}
-
-template <class Function>
-Function symbol(void* library, const char* name) {
-  void* const address = ::dlsym(library, name);
-  if (!address)
-    fail(ExitCode::internal, "OpenBLAS has no function {}: install libopenblas0-openmp 0.3 or later", name);
-  return reinterpret_cast<Function>(address);
-}
-
-Blas load() {
-  choose_core();
-  std::string complaints;
-  void* library = nullptr;
-  for (const char* name : {SINKLORA_OPENBLAS, "libopenblas.so.0"}) {
-    library = ::dlopen(name, RTLD_NOW | RTLD_LOCAL);
-    if (library) break;
-    complaints += fmt::format("{}{}", complaints.empty() ? "" : "; ", ::dlerror());
-  }
-  if (!library)
-    fail(ExitCode::internal, "cannot load OpenBLAS ({}): install libopenblas0-openmp", complaints);
-  // A build with threads of its own must not use them. The OpenMP build has none inside our parallel loops,
-  // and this call would change the number of threads of our loops.
+// A build of OpenBLAS with threads of its own must not use them. Its OpenMP build has none inside our
+// parallel loops, and setting their number would set that of our loops.
+void keep_to_one_thread() {
   constexpr int kOpenMp = 2;
-  if (symbol<int (*)()>(library, "openblas_get_parallel")() != kOpenMp)
-    symbol<void (*)(int)>(library, "openblas_set_num_threads")(1);
-  return {symbol<decltype(&cblas_sgemm)>(library, "cblas_sgemm"),
-          symbol<decltype(&cblas_dgemm)>(library, "cblas_dgemm"),
-          symbol<char* (*)()>(library, "openblas_get_corename")()};
-}
-
-const Blas& blas() {
-  static const Blas loaded = load();
-  return loaded;
+  static const bool done = [] {
+    if (openblas_get_parallel() != kOpenMp) openblas_set_num_threads(1);
+    return true;
+  }();
+  static_cast<void>(done);
 }
 
 CBLAS_TRANSPOSE flag(Layout layout) { return layout == Layout::plain ? CblasNoTrans : CblasTrans; }
@@ -90,14 +44,15 @@ void gemm_on_this_thread(Layout layout_a, Layout layout_b, int64_t m, int64_t n,
     return fits(std::max({stride, columns, int64_t{1}}));
   };
   const auto call = [&](auto* function) {
+    keep_to_one_thread();
     function(CblasRowMajor, flag(layout_a), flag(layout_b), fits(m), fits(n), fits(k), alpha, a.data,
              leading(a.stride, layout_a == Layout::plain ? k : m), b.data,
              leading(b.stride, layout_b == Layout::plain ? n : k), beta, c.data, leading(c.stride, n));
   };
   if constexpr (std::is_same_v<T, float>)
-    call(blas().sgemm);
+    call(&cblas_sgemm);
   else
-    call(blas().dgemm);
+    call(&cblas_dgemm);
 }
 
 template <class T>
@@ -108,7 +63,6 @@ void gemm(Layout layout_a, Layout layout_b, int64_t m, int64_t n, int64_t k, T a
   // An error must not leave a parallel region: everything that can fail is tried before.
   for (const int64_t size : {m, n, k, a.stride, b.stride, c.stride})
     narrow<blasint>(size, "a matrix product");
-  blas();
   // Measured on shapes of SmolLM2-135M: smaller tiles copy their operands more often, larger ones balance
   // worse.
   const Parts down(m, n <= 64 ? 128 : 256), across(n, m <= 64 ? 128 : 512);
@@ -124,7 +78,7 @@ void gemm(Layout layout_a, Layout layout_b, int64_t m, int64_t n, int64_t k, T a
   }
 }
 
-std::string blas_core_name() { return blas().core; }
+std::string blas_core_name() { return openblas_get_corename(); }
 
 template void gemm(Layout, Layout, int64_t, int64_t, int64_t, float, Matrix<float>, Matrix<float>, float,
                    Matrix<float>);

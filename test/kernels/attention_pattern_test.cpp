@@ -3,6 +3,7 @@
 #include "kernels/attention_pattern.h"
 
 #include <doctest/doctest.h>
+#include <fmt/format.h>
 
 #include <algorithm>
 #include <numeric>
@@ -68,9 +69,8 @@ std::string compare(const AttentionPattern& p, int64_t head, const Mask& mask) {
   for (int64_t i = 0; i < length; ++i)
     for (int64_t j = 0; j < length; ++j)
       if (visible(p, head, i, j, length) != mask[static_cast<size_t>(i)][static_cast<size_t>(j)])
-        return "N " + std::to_string(length) + ", G " + std::to_string(p.group_size) + ", sinks " +
-               std::to_string(p.num_sinks) + ", wrap " + std::to_string(p.wrap) + ", head " +
-               std::to_string(head) + ": query " + std::to_string(i) + ", key " + std::to_string(j);
+        return fmt::format("N {}, G {}, sinks {}, wrap {}, head {}: query {}, key {}", length, p.group_size,
+                           p.num_sinks, p.wrap, head, i, j);
   return "";
 }
 
@@ -84,12 +84,12 @@ std::string compare_ranges(const AttentionPattern& p, int64_t head, int64_t leng
   };
   for (int64_t i = 0; i < length; ++i) {
     const RangePair keys = key_ranges(p, head, i, length), queries = query_ranges(p, head, i, length);
-    if (!sound(keys) || !sound(queries)) return "ranges of token " + std::to_string(i);
+    if (!sound(keys) || !sound(queries)) return fmt::format("ranges of token {}", i);
     for (int64_t j = 0; j < length; ++j) {
       const RangePair seen_by = query_ranges(p, head, j, length);
       if ((holds(keys.first, j) || holds(keys.second, j)) !=
           (holds(seen_by.first, i) || holds(seen_by.second, i)))
-        return "transpose at query " + std::to_string(i) + ", key " + std::to_string(j);
+        return fmt::format("transpose at query {}, key {}", i, j);
     }
   }
   return "";
@@ -174,7 +174,7 @@ TEST_CASE(
   Mask mask = closed_form_mask(30, 8, 4, 4);
   REQUIRE(compare(p, 3, mask) == "");
   mask[20][2] = false;
-  CHECK(compare(p, 3, mask) == "N 30, G 8, sinks 4, wrap 0, head 3: query 20, key 2");
+  CHECK(compare(p, 3, mask) == "N 30, G 8, sinks 4, wrap false, head 3: query 20, key 2");
   CHECK(compare(p, 3, closed_form_mask(30, 8, 5, 4)) != "");
   AttentionPattern wrapped{8, 2, 0, true};
   CHECK(compare(wrapped, 3, roll_view_mask(30, 8, 4)) == "");

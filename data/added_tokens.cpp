@@ -7,12 +7,6 @@
 namespace sinklora {
 namespace {
 
-size_t previous_character(std::string_view text, size_t at) {
-  size_t begin = at - 1;
-  while (begin > 0 && at - begin < 4 && (static_cast<unsigned char>(text[begin]) & 0xC0) == 0x80) --begin;
-  return utf8_length(text, begin) == at - begin ? begin : at - 1;
-}
-
 // A letter, digit, mark or connector as Unicode's regular expressions define \w.
 bool is_word_character(std::string_view text, size_t at) {
   const size_t length = utf8_length(text, at);
@@ -24,24 +18,6 @@ bool is_word_character(std::string_view text, size_t at) {
 bool stands_alone(std::string_view text, TextRange range) {
   return (range.begin == 0 || !is_word_character(text, previous_character(text, range.begin))) &&
          (range.end == text.size() || !is_word_character(text, range.end));
-}
-
-size_t white_space_end(std::string_view text, size_t at) {
-  while (at < text.size()) {
-    const size_t length = utf8_length(text, at);
-    if (length == 0 || !is_white_space(utf8_code_point(text, at))) break;
-    at += length;
-  }
-  return at;
-}
-
-size_t white_space_begin(std::string_view text, size_t at, size_t lowest) {
-  while (at > lowest) {
-    const size_t begin = previous_character(text, at);
-    if (begin < lowest || utf8_length(text, begin) == 0 || !is_white_space(utf8_code_point(text, begin))) break;
-    at = begin;
-  }
-  return at;
 }
 
 }  // namespace

@@ -69,7 +69,7 @@ class BpeTokenizer : public VocabularyTokenizer {
 
  private:
   BpeTokenizer(const BpeFile& file, const std::string& source)
-      : split_(file.splits, source),
+      : pre_tokenizer_(file.splits, source),
         byte_level_(file.byte_level),
         fuse_unk_(file.fuse_unk),
         ignore_merges_(file.ignore_merges),
@@ -198,14 +198,11 @@ class BpeTokenizer : public VocabularyTokenizer {
     WordCache cache;
     const auto tokenize = [&](std::string_view word, std::vector<int32_t>& out) { encode_word(word, working, out); };
     if (byte_level_) {
-      std::vector<std::string_view> words;
+      PreTokenizer::Cutter cutter(pre_tokenizer_);
       for_each_utf8_run(text, [&](std::string_view run, bool well_formed) {
-        if (well_formed)
-          split_.split(run, words);
-        else
-          words.push_back(run);
+        if (!well_formed) return tokenize(run, ids);
+        for (const std::string_view word : cutter.cut(run)) cache.append(word, ids, tokenize);
       });
-      for (const std::string_view word : words) cache.append(word, ids, tokenize);
     } else {
       const std::string spaced = with_metaspaces(text, place);
       if (words_apart_)
@@ -216,7 +213,7 @@ class BpeTokenizer : public VocabularyTokenizer {
   }
 
   ByteAlphabet alphabet_;
-  PreTokenizer split_;
+  PreTokenizer pre_tokenizer_;
   BpeMerges merges_;
   std::array<int32_t, 256> byte_ids_{};                  // -1: the vocabulary has none
   std::unordered_map<char32_t, int32_t> character_ids_;  // entries of one character

@@ -1,32 +1,33 @@
 #include "data/pre_tokenizer.h"
 
-#include <iterator>
-
 namespace sinklora {
 
 PreTokenizer::PreTokenizer(std::span<const std::string> patterns, const std::string& source) {
-  for (const std::string& pattern : patterns) steps_.emplace_back(pattern, source);
+  for (const std::string& pattern : patterns) patterns_.emplace_back(pattern, source);
 }
 
-void PreTokenizer::split(std::string_view text, std::vector<std::string_view>& words) const {
-  std::vector<std::string_view> now{text}, then;
-  for (const Regex& step : steps_) {
-    Regex::Matcher matcher(step);
-    then.clear();
-    for (const std::string_view word : now) {
+PreTokenizer::Cutter::Cutter(const PreTokenizer& rules) {
+  for (const Regex& pattern : rules.patterns_) matchers_.emplace_back(pattern);
+}
+
+std::span<const std::string_view> PreTokenizer::Cutter::cut(std::string_view text) {
+  words_.assign(1, text);
+  for (Regex::Matcher& matcher : matchers_) {
+    next_.clear();
+    for (const std::string_view word : words_) {
       size_t done = 0;
       while (done < word.size()) {
         const auto match = matcher.find(word, done);
         if (!match) break;
-        if (match->begin > done) then.push_back(word.substr(done, match->begin - done));
-        then.push_back(word.substr(match->begin, match->end - match->begin));
+        if (match->begin > done) next_.push_back(word.substr(done, match->begin - done));
+        next_.push_back(word.substr(match->begin, match->end - match->begin));
         done = match->end;
       }
-      if (done < word.size()) then.push_back(word.substr(done));
+      if (done < word.size()) next_.push_back(word.substr(done));
     }
-    now.swap(then);
+    words_.swap(next_);
   }
-  words.insert(words.end(), now.begin(), now.end());
+  return words_;
 }
 
 }  // namespace sinklora

@@ -1,6 +1,7 @@
 // Cuts text into the words inside which byte-level BPE merges.
 #pragma once
 
+#include <deque>
 #include <span>
 #include <string>
 #include <string_view>
@@ -14,11 +15,21 @@ class PreTokenizer {
  public:
   // PCRE2 patterns: each cuts the words of the one before into its matches and what lies between them.
   PreTokenizer(std::span<const std::string> patterns, const std::string& source);
-  // Appends the words of `text`, which must be well-formed UTF-8.
-  void split(std::string_view text, std::vector<std::string_view>& words) const;
+
+  // One for each thread.
+  class Cutter {
+   public:
+    explicit Cutter(const PreTokenizer& rules);
+    // The words of `text`, which must be well-formed UTF-8; valid until the next call.
+    std::span<const std::string_view> cut(std::string_view text);
+
+   private:
+    std::deque<Regex::Matcher> matchers_;  // one for each pattern
+    std::vector<std::string_view> words_, next_;
+  };
 
  private:
-  std::vector<Regex> steps_;
+  std::deque<Regex> patterns_;
 };
 
 }  // namespace sinklora

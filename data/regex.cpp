@@ -3,6 +3,7 @@
 
 #include <pcre2.h>
 
+#include <memory>
 #include <new>
 #include <utility>
 
@@ -46,8 +47,6 @@ Regex::Regex(std::string_view pattern, std::string source) : source_(std::move(s
 }
 
 Regex::~Regex() { pcre2_code_free(code_); }
-Regex::Regex(Regex&& other) noexcept
-    : code_(std::exchange(other.code_, nullptr)), source_(std::move(other.source_)) {}
 
 Regex::Matcher::Matcher(const Regex& regex) : regex_(regex) {
   match_ = pcre2_match_data_create_from_pattern(regex.code_, nullptr);

@@ -1,7 +1,6 @@
 // PCRE2 with Unicode, compiled for this machine where it can be.
 #pragma once
 
-#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -21,8 +20,8 @@ class Regex {
   // empty text.
   Regex(std::string_view pattern, std::string source);
   ~Regex();
-  Regex(Regex&&) noexcept;
-  Regex& operator=(Regex&&) = delete;
+  Regex(const Regex&) = delete;
+  Regex& operator=(const Regex&) = delete;
 
   // The memory of one search; one for each thread.
   class Matcher {

@@ -15,8 +15,13 @@ size_t utf8_length(std::string_view text, size_t at);
 // The code point at text[at], which must be well-formed.
 char32_t utf8_code_point(std::string_view text, size_t at);
 bool is_utf8(std::string_view text);
+// Where the character (or ill-formed byte) that ends at `at` > 0 begins.
+size_t previous_character(std::string_view text, size_t at);
 // Unicode's White_Space property.
 bool is_white_space(char32_t character);
+// Where the white space that begins at `at` ends; where the white space that ends at `at` begins, at `lowest` or after.
+size_t white_space_end(std::string_view text, size_t at);
+size_t white_space_begin(std::string_view text, size_t at, size_t lowest);
 
 // Calls run(bytes, well_formed) for each longest stretch of well-formed or of ill-formed bytes, in order.
 template <class Run>

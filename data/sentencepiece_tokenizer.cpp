@@ -1,5 +1,6 @@
-// LLaMA-2's tokenizer.model through the sentencepiece library. Ids equal those of Hugging Face's LlamaTokenizer and of
-// the tokenizer.json made from the same model: a space is put in front of a text and of what follows a special token.
+// LLaMA-2's tokenizer.model through the sentencepiece library. Ids equal the library's own and those of the
+// tokenizer.json made from the same model: a space is put in front of a text and of what follows a special token.
+// (transformers 5 differs where a text begins with a space, which it swallows, and behind special tokens.)
 //
 // Bytes that are not well-formed UTF-8 (lone surrogates included), which the library would replace by U+FFFD, become
 // byte pieces; NUL is a character like any other. So decode(encode(x)) == x for all bytes, except that U+2581 comes

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Makes test/golden/tokenizer: small tokenizers of our own and what the reference libraries make of hostile text.
+"""Makes test/golden/tokenizer: small tokenizers of our own and what the reference libraries make of hostile text; and
+from them the seeds of the tokenizers' fuzz target.
 
 Needs the Python packages tokenizers and sentencepiece. Every text is written here, so the files are the project's own.
 Each NAME.jsonl holds one case a line: {"text", "ids"}, and "special": true where special tokens are parsed.
@@ -14,7 +15,9 @@ from pathlib import Path
 import sentencepiece
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-OUT = Path(__file__).resolve().parents[2] / "test" / "golden" / "tokenizer"
+TESTS = Path(__file__).resolve().parents[2] / "test"
+OUT = TESTS / "golden" / "tokenizer"
+SEEDS = TESTS / "fuzz" / "corpus" / "tokenizer"
 LLAMA3_SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
                 r"|\s*[\r\n]+|\s+(?!\S)|\s+")
 
@@ -219,8 +222,26 @@ def make_sentencepiece(lines):
     write_json("metaspace", document)
 
 
+def make_fuzz_seeds():
+    """Inputs of test/fuzz/fuzz_tokenizer.cpp: the length of a text, the text, a tokenizer cut down to a few entries."""
+    for name in ("gpt2", "llama3", "smollm", "prepend", "metaspace"):
+        document = json.loads((OUT / f"{name}.json").read_text(encoding="utf-8"))
+        names = {token["content"] for token in document["added_tokens"]}
+        vocab = list("abĠ▁1") + ["ab", "Ġa", "▁a", "<0x41>"] + sorted(names)
+        document["model"]["vocab"] = {piece: i for i, piece in enumerate(vocab)}
+        document["model"]["merges"] = [["a", "b"], ["Ġ", "a"], ["▁", "a"]]
+        for token in document["added_tokens"]:
+            token["id"] = vocab.index(token["content"])
+        text = " ab a1b  <s><|eot_id|> word\n\u00e9".encode() + b"\xff\x00"
+        seed = json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
+        (SEEDS / name).write_bytes(bytes([len(text)]) + text + seed)
+    (SEEDS / "sentencepiece").write_bytes(b"\x05 ab\xff\n" + (OUT / "normalizing.model").read_bytes())
+
+
 if __name__ == "__main__":
-    OUT.mkdir(parents=True, exist_ok=True)
+    for folder in (OUT, SEEDS):
+        folder.mkdir(parents=True, exist_ok=True)
     text = training_text()
     make_byte_level(text)
     make_sentencepiece(text)
+    make_fuzz_seeds()

@@ -7,11 +7,13 @@
 #include "base/files.h"
 
 namespace sinklora {
+namespace {
 
-Json parse_json(std::string_view text, const std::string& source) {
+template <class Value>
+Value parse_guarded(std::string_view text, const std::string& source) {
   std::vector<std::set<std::string>> keys;  // of every object that is open
-  const auto guard = [&](int depth, Json::parse_event_t event, Json& parsed) {
-    using Event = Json::parse_event_t;
+  const auto guard = [&](int depth, typename Value::parse_event_t event, Value& parsed) {
+    using Event = typename Value::parse_event_t;
     if (event == Event::object_start || event == Event::array_start) {
       if (depth >= kMaxJsonDepth)
         fail_input("{}: JSON nesting is deeper than {} levels; refusing to read it", source, kMaxJsonDepth);
@@ -19,16 +21,23 @@ Json parse_json(std::string_view text, const std::string& source) {
     } else if (event == Event::object_end) {
       keys.pop_back();
     } else if (event == Event::key) {
-      const auto key = parsed.get<std::string>();
+      const auto key = parsed.template get<std::string>();
       if (!keys.back().insert(key).second) fail_input("{}: JSON key \"{}\" occurs twice in one object", source, key);
     }
     return true;
   };
   try {
-    return Json::parse(text.begin(), text.end(), guard);
-  } catch (const Json::exception& error) {
+    return Value::parse(text.begin(), text.end(), guard);
+  } catch (const typename Value::exception& error) {
     fail_input("{}: not valid JSON: {}", source, error.what());
   }
+}
+
+}  // namespace
+
+Json parse_json(std::string_view text, const std::string& source) { return parse_guarded<Json>(text, source); }
+SortedJson parse_sorted_json(std::string_view text, const std::string& source) {
+  return parse_guarded<SortedJson>(text, source);
 }
 
 Json read_json(const std::filesystem::path& path, int64_t max_bytes) {

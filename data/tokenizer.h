@@ -11,12 +11,27 @@
 
 namespace sinklora {
 
+// A stretch of a prompt. Special tokens are looked for in `control` text only: in the rest their names stay text.
+struct Segment {
+  std::string text;
+  bool control = false;
+  bool scored = false;  // what the model itself is to write: fine-tuning learns these tokens
+};
+
+struct EncodedSegments {
+  std::vector<int32_t> ids;
+  std::vector<uint8_t> scored;  // a flag for each id
+};
+
 class Tokenizer {
  public:
   virtual ~Tokenizer() = default;
 
   // Ids of `text` alone: no BOS, no EOS. Names of special tokens inside the text stay text unless `parse_special`.
   virtual std::vector<int32_t> encode(std::string_view text, bool parse_special = false) const = 0;
+  // Ids of the segments read as one text: neighbours are tokenized together, but no token crosses a border where
+  // `scored` changes. This default encodes each segment by itself.
+  virtual EncodedSegments encode_segments(std::span<const Segment> segments) const;
   // Bytes of the ids; special tokens are left out unless `keep_special`. encode() then decode() gives the text back.
   virtual std::string decode(std::span<const int32_t> ids, bool keep_special = false) const = 0;
   // The id of one vocabulary entry by its exact name ("<s>", "<|eot_id|>"), or -1.
@@ -32,8 +47,12 @@ class Tokenizer {
 };
 
 // `path`: a tokenizer.model, a tokenizer.json, a directory that holds either (tokenizer.json first; bos/eos/pad from
-// tokenizer_config.json, special_tokens_map.json or config.json beside it), or the word "byte" for the built-in one
+// tokenizer_config.json, special_tokens_map.json or config.json beside the file), or the word "byte" for the built-in one
 // (256 bytes, then <s> 256, </s> 257, <pad> 258). Throws Error(input) that names what is not understood.
 std::unique_ptr<Tokenizer> open_tokenizer(const std::filesystem::path& path);
+
+// Makes `directory`, which must exist, one that open_tokenizer() opens as the byte tokenizer: a tokenizer_config.json
+// whose tokenizer_class is SinkloraByteTokenizer.
+void write_byte_tokenizer(const std::filesystem::path& directory);
 
 }  // namespace sinklora

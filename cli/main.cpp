@@ -13,6 +13,9 @@ int main(int argc, char** argv) {
   app.require_subcommand(1);
   app.footer("Exit codes: 0 done, 2 wrong command line, 3 broken input, 4 does not fit into memory,\n"
              "5 non-finite loss, 6 a peer failed, 70 a defect of this program, 75 saved on a signal.");
+  add_merge(app);
+  add_export(app);
+  add_verify(app);
   try {
     app.parse(argc, argv);
     return 0;

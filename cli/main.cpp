@@ -43,6 +43,9 @@ int main(int argc, char** argv) {
   add_generate(app);
   add_corpus(app);
   add_env(app);
+  add_merge(app);
+  add_export(app);
+  add_verify(app);
   try {
     app.parse(argc, argv);
     return 0;

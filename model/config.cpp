@@ -17,7 +17,7 @@ namespace {
 // Bounds far beyond any LLaMA, low enough that no product of two or three of them leaves 64 bits.
 constexpr int64_t kMaxVocabulary = int64_t{1} << 24;
 constexpr int64_t kMaxHidden = int64_t{1} << 20;
-constexpr int64_t kMaxLayers = 4096;
+constexpr int64_t kMaxLayers = 1024;
 constexpr int64_t kMaxHeads = 16384;
 constexpr int64_t kMaxPositions = int64_t{1} << 40;
 
@@ -51,12 +51,39 @@ constexpr NeutralSetting kNeutral[] = {
 
 // Read elsewhere, or without influence on what the model computes.
 constexpr const char* kKnown[] = {
-    "model_type", "architectures", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
-    "num_attention_heads", "num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps", "rope_theta",
-    "rope_scaling", "rope_parameters", "tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id", "dtype",
-    "torch_dtype", "pretraining_tp", "initializer_range", "use_cache", "transformers_version", "_name_or_path",
-    "return_dict", "output_attentions", "output_hidden_states", "max_sequence_length", "is_llama_config",
-    "unsloth_version", "unsloth_fixed", "_attn_implementation_autoset",
+    "model_type",
+    "architectures",
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+    "rms_norm_eps",
+    "rope_theta",
+    "rope_scaling",
+    "rope_parameters",
+    "tie_word_embeddings",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+    "dtype",
+    "torch_dtype",
+    "pretraining_tp",
+    "initializer_range",
+    "use_cache",
+    "transformers_version",
+    "_name_or_path",
+    "return_dict",
+    "output_attentions",
+    "output_hidden_states",
+    "max_sequence_length",
+    "is_llama_config",
+    "unsloth_version",
+    "unsloth_fixed",
+    "_attn_implementation_autoset",
 };
 
 RopeScaling::Type rope_type(const std::string& word, const std::string& source) {
@@ -66,7 +93,8 @@ RopeScaling::Type rope_type(const std::string& word, const std::string& source) 
   if (word == "dynamic") return Type::dynamic;
   if (word == "yarn") return Type::yarn;
   if (word == "llama3") return Type::llama3;
-  fail_input("{}: RoPE type \"{}\" is not implemented; wanted default, linear, dynamic, yarn or llama3", source, word);
+  fail_input("{}: RoPE type \"{}\" is not implemented; wanted default, linear, dynamic, yarn or llama3",
+             source, word);
 }
 
 // Keys that a scaling of this type may hold.
@@ -97,7 +125,8 @@ void parse_rope(const JsonFields& fields, LlamaConfig& config) {
     if (!from.given("rope_theta")) return;
     const double found = from.number("rope_theta", 1.0 + 1e-9, 1e30);
     if (theta && *theta != found)
-      fail_input("{}: rope_theta is {} in one place and {} in another; keep the one that is meant", source, *theta, found);
+      fail_input("{}: rope_theta is {} in one place and {} in another; keep the one that is meant", source,
+                 *theta, found);
     theta = found;
   };
   take_theta(fields);
@@ -108,7 +137,8 @@ void parse_rope(const JsonFields& fields, LlamaConfig& config) {
     const RopeScaling found = parse_rope_object(json[key], config.max_positions, place);
     if (json[key].is_object()) take_theta(JsonFields(json[key], place));
     if (scaling && !(*scaling == found))
-      fail_input("{}: rope_parameters and rope_scaling contradict each other; keep the one that is meant", source);
+      fail_input("{}: rope_parameters and rope_scaling contradict each other; keep the one that is meant",
+                 source);
     scaling = found;
   }
   config.rope_theta = theta.value_or(10000.0);
@@ -136,8 +166,10 @@ void parse_token_ids(const JsonFields& fields, LlamaConfig& config) {
   const Json& eos = fields.json()["eos_token_id"];
   if (eos.is_array() && eos.size() > 1000)
     fail_input("{}: eos_token_id lists {} tokens; at most 1000 are expected", fields.source(), eos.size());
-  if (!eos.is_array()) config.eos_ids.push_back(token_id(eos, "eos_token_id", fields.source()));
-  else for (const Json& id : eos) config.eos_ids.push_back(token_id(id, "eos_token_id", fields.source()));
+  if (!eos.is_array())
+    config.eos_ids.push_back(token_id(eos, "eos_token_id", fields.source()));
+  else
+    for (const Json& id : eos) config.eos_ids.push_back(token_id(id, "eos_token_id", fields.source()));
 }
 
 DType parse_weight_dtype(const JsonFields& fields, DType absent) {
@@ -165,8 +197,9 @@ void check_kind(const JsonFields& fields) {
   }
   for (const NeutralSetting& setting : kNeutral)
     if (fields.given(setting.key) && json[setting.key] != Json::parse(setting.neutral))
-      fail_input("{}: {} is {}; this setting changes what the model computes and is not implemented (wanted {})", source,
-                 setting.key, shown(json[setting.key]), setting.neutral);
+      fail_input(
+          "{}: {} is {}; this setting changes what the model computes and is not implemented (wanted {})",
+          source, setting.key, shown(json[setting.key]), setting.neutral);
 }
 
 }  // namespace
@@ -179,12 +212,16 @@ RopeScaling parse_rope_object(const Json& json, int64_t max_positions, const std
   if (json.empty()) return scaling;
   const bool modern = fields.given("rope_type"), legacy = fields.given("type");
   if (modern && legacy && json["rope_type"] != json["type"])
-    fail_input("{}: rope_type {} and type {} contradict each other", source, shown(json["rope_type"]), shown(json["type"]));
-  if (modern || legacy) scaling.type = rope_type(fields.text(modern ? "rope_type" : "type"), source);
-  else if (fields.given("factor")) fail_input("{}: has a factor but no rope_type", source);
+    fail_input("{}: rope_type {} and type {} contradict each other", source, shown(json["rope_type"]),
+               shown(json["type"]));
+  if (modern || legacy)
+    scaling.type = rope_type(fields.text(modern ? "rope_type" : "type"), source);
+  else if (fields.given("factor"))
+    fail_input("{}: has a factor but no rope_type", source);
   for (const auto& [key, value] : json.items())
     if (!value.is_null() && !rope_key_allowed(scaling.type, key))
-      fail_input("{}: the key {} is not known for RoPE type {}", source, shown(Json(key)), type_word(scaling.type));
+      fail_input("{}: the key {} is not known for RoPE type {}", source, shown(Json(key)),
+                 type_word(scaling.type));
   if (fields.given("partial_rotary_factor") && fields.number("partial_rotary_factor", 0, 1) != 1.0)
     fail_input("{}: partial_rotary_factor is {}; only whole heads (1) are implemented", source,
                shown(json["partial_rotary_factor"]));
@@ -194,9 +231,13 @@ RopeScaling parse_rope_object(const Json& json, int64_t max_positions, const std
   scaling.original_context = fields.integer_or("original_max_position_embeddings", 0, 1, kMaxPositions);
   if (scaling.type == Type::linear || scaling.type == Type::dynamic) {
     // transformers reads max_position_embeddings here and ignores this key: a differing value would mislead.
-    if (scaling.original_context != 0 && scaling.type == Type::dynamic && scaling.original_context != max_positions)
-      fail_input("{}: original_max_position_embeddings {} differs from max_position_embeddings {}, which dynamic scaling "
-                 "starts from; make them equal", source, scaling.original_context, max_positions);
+    if (scaling.original_context != 0 && scaling.type == Type::dynamic &&
+        scaling.original_context != max_positions)
+      fail_input(
+          "{}: original_max_position_embeddings {} differs from max_position_embeddings {}, which dynamic "
+          "scaling "
+          "starts from; make them equal",
+          source, scaling.original_context, max_positions);
     scaling.original_context = 0;
     return scaling;
   }
@@ -205,8 +246,8 @@ RopeScaling parse_rope_object(const Json& json, int64_t max_positions, const std
     scaling.low_freq_factor = fields.number("low_freq_factor", 1e-6, 1e6);
     scaling.high_freq_factor = fields.number("high_freq_factor", 1e-6, 1e6);
     if (scaling.high_freq_factor <= scaling.low_freq_factor)
-      fail_input("{}: high_freq_factor {} must be greater than low_freq_factor {}", source, scaling.high_freq_factor,
-                 scaling.low_freq_factor);
+      fail_input("{}: high_freq_factor {} must be greater than low_freq_factor {}", source,
+                 scaling.high_freq_factor, scaling.low_freq_factor);
   } else {
     scaling.attention_factor = fields.number_or("attention_factor", 0.0, 0.0, 1e6);
     scaling.beta_fast = fields.number_or("beta_fast", 32.0, 1e-6, 1e9);
@@ -215,7 +256,8 @@ RopeScaling parse_rope_object(const Json& json, int64_t max_positions, const std
     scaling.mscale_all_dim = fields.number_or("mscale_all_dim", 0.0, 0.0, 1e6);
     scaling.truncate = fields.boolean_or("truncate", true);
     if (scaling.beta_fast < scaling.beta_slow)
-      fail_input("{}: beta_fast {} must not be below beta_slow {}", source, scaling.beta_fast, scaling.beta_slow);
+      fail_input("{}: beta_fast {} must not be below beta_slow {}", source, scaling.beta_fast,
+                 scaling.beta_slow);
   }
   return scaling;
 }
@@ -225,8 +267,10 @@ Json rope_object(const RopeScaling& scaling) {
   if (scaling.type == Type::none) return nullptr;
   Json json = {{"rope_type", type_word(scaling.type)}, {"factor", scaling.factor}};
   // Releases of transformers from before "rope_type" know only these two types and look for "type".
-  if (scaling.type == Type::linear || scaling.type == Type::dynamic) json["type"] = type_word(scaling.type);
-  else if (scaling.original_context != 0) json["original_max_position_embeddings"] = scaling.original_context;
+  if (scaling.type == Type::linear || scaling.type == Type::dynamic)
+    json["type"] = type_word(scaling.type);
+  else if (scaling.original_context != 0)
+    json["original_max_position_embeddings"] = scaling.original_context;
   if (scaling.type == Type::llama3) {
     json["low_freq_factor"] = scaling.low_freq_factor;
     json["high_freq_factor"] = scaling.high_freq_factor;
@@ -256,10 +300,11 @@ LlamaConfig parse_config(const Json& json, const std::string& source) {
     fail_input("{}: hidden_size {} is not a multiple of num_attention_heads {}", source, config.hidden_size,
                config.num_heads);
   if (config.num_heads % config.num_kv_heads != 0)
-    fail_input("{}: num_attention_heads {} is not a multiple of num_key_value_heads {}", source, config.num_heads,
-               config.num_kv_heads);
+    fail_input("{}: num_attention_heads {} is not a multiple of num_key_value_heads {}", source,
+               config.num_heads, config.num_kv_heads);
   config.head_dim = fields.integer_or("head_dim", config.hidden_size / config.num_heads, 1, 65536);
-  if (config.head_dim % 2 != 0) fail_input("{}: head_dim {} is odd; RoPE turns pairs", source, config.head_dim);
+  if (config.head_dim % 2 != 0)
+    fail_input("{}: head_dim {} is odd; RoPE turns pairs", source, config.head_dim);
   config.max_positions = fields.integer_or("max_position_embeddings", 2048, 1, kMaxPositions);
   config.rms_norm_eps = fields.number_or("rms_norm_eps", 1e-6, 1e-30, 1.0);
   config.tied_embeddings = fields.boolean_or("tie_word_embeddings", false);
@@ -276,12 +321,15 @@ LlamaConfig parse_config(const Json& json, const std::string& source) {
 
 LlamaConfig read_config(const std::filesystem::path& model_directory) {
   const std::filesystem::path path = model_directory / "config.json";
-  const Json json = read_json(path, int64_t{1} << 22);
+  const Json json = read_json(path, int64_t{1} << 18);
   LlamaConfig config = parse_config(json, path.string());
   for (const auto& [key, value] : json.items()) {
-    const bool known = std::any_of(std::begin(kKnown), std::end(kKnown), [&](const char* k) { return key == k; }) ||
-                       std::any_of(std::begin(kNeutral), std::end(kNeutral), [&](auto& n) { return key == n.key; });
-    if (!known) fmt::print(stderr, "{}: note: the setting {} is not known and has no effect\n", path.string(), shown(Json(key)));
+    const bool known =
+        std::any_of(std::begin(kKnown), std::end(kKnown), [&](const char* k) { return key == k; }) ||
+        std::any_of(std::begin(kNeutral), std::end(kNeutral), [&](auto& n) { return key == n.key; });
+    if (!known)
+      fmt::print(stderr, "{}: note: the setting {} is not known and has no effect\n", path.string(),
+                 shown(Json(key)));
   }
   return config;
 }
@@ -289,7 +337,9 @@ LlamaConfig read_config(const std::filesystem::path& model_directory) {
 Json config_json(const LlamaConfig& config) {
   Json json = config.raw;
   if (!json.is_object())
-    json = {{"architectures", Json::array({"LlamaForCausalLM"})}, {"model_type", "llama"}, {"hidden_act", "silu"}};
+    json = {{"architectures", Json::array({"LlamaForCausalLM"})},
+            {"model_type", "llama"},
+            {"hidden_act", "silu"}};
   json["vocab_size"] = config.vocab_size;
   json["hidden_size"] = config.hidden_size;
   json["intermediate_size"] = config.intermediate_size;
@@ -309,7 +359,9 @@ Json config_json(const LlamaConfig& config) {
                          : config.eos_ids.empty()   ? Json(nullptr)
                                                     : Json(config.eos_ids);
   json["pad_token_id"] = id_or_null(config.pad_id);
-  json["torch_dtype"] = config.dtype == DType::bf16 ? "bfloat16" : config.dtype == DType::f16 ? "float16" : "float32";
+  json["torch_dtype"] = config.dtype == DType::bf16  ? "bfloat16"
+                        : config.dtype == DType::f16 ? "float16"
+                                                     : "float32";
   json.erase("dtype");
   return json;
 }
@@ -325,9 +377,11 @@ RopeScaling parse_rope_scaling(const std::string& text, const LlamaConfig& confi
     scaling.factor = std::ceil(static_cast<double>(context) / reach);
     return scaling;
   }
-  constexpr const char* wanted = "none, auto, linear:F, dynamic:F, yarn:F or llama3:F with a factor F from 1 to 1000000";
+  constexpr const char* wanted =
+      "none, auto, linear:F, dynamic:F, yarn:F or llama3:F with a factor F from 1 to 1000000";
   const size_t colon = text.find(':');
-  const std::string word = text.substr(0, colon), number = colon == std::string::npos ? "" : text.substr(colon + 1);
+  const std::string word = text.substr(0, colon),
+                    number = colon == std::string::npos ? "" : text.substr(colon + 1);
   for (const Type type : {Type::linear, Type::dynamic, Type::yarn, Type::llama3})
     if (word == type_word(type)) scaling.type = type;
   size_t used = 0;
@@ -337,11 +391,12 @@ RopeScaling parse_rope_scaling(const std::string& text, const LlamaConfig& confi
     used = 0;
   }
   const bool plain = number.find_first_not_of("0123456789.") == std::string::npos;
-  if (scaling.type == Type::none || used == 0 || used != number.size() || !plain || !(scaling.factor >= 1.0) ||
-      scaling.factor > 1e6)
+  if (scaling.type == Type::none || used == 0 || used != number.size() || !plain ||
+      !(scaling.factor >= 1.0) || scaling.factor > 1e6)
     fail_usage("--rope-scaling: '{}' is not understood; wanted {}", text, wanted);
   if (scaling.type == Type::yarn || scaling.type == Type::llama3)
-    scaling.original_context = config.rope.original_context != 0 ? config.rope.original_context : config.max_positions;
+    scaling.original_context =
+        config.rope.original_context != 0 ? config.rope.original_context : config.max_positions;
   return scaling;
 }
 

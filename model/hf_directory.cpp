@@ -16,10 +16,10 @@ namespace {
 
 constexpr const char* kSingleFile = "model.safetensors";
 constexpr const char* kIndexFile = "model.safetensors.index.json";
-constexpr int64_t kMaxIndexBytes = int64_t{1} << 26;
-constexpr const char* kCopiedFiles[] = {"tokenizer.model",        "tokenizer.json",         "tokenizer_config.json",
-                                        "special_tokens_map.json", "added_tokens.json",     "generation_config.json",
-                                        "chat_template.jinja"};
+constexpr int64_t kMaxIndexBytes = int64_t{1} << 20;  // ten times that of a LLaMA of 405 billion parameters
+constexpr const char* kCopiedFiles[] = {
+    "tokenizer.model",   "tokenizer.json",         "tokenizer_config.json", "special_tokens_map.json",
+    "added_tokens.json", "generation_config.json", "chat_template.jinja"};
 
 // Old uploads store this table beside the weights; it follows from the config.
 bool ignored(const std::string& name) { return name.ends_with(".rotary_emb.inv_freq"); }
@@ -32,8 +32,9 @@ class Defects {
   }
   void fail_if_any(const fs::path& directory) const {
     if (count_ == 0) return;
-    fail_input("{}: {} {} of the tensors: {}{}", directory.string(), count_, count_ == 1 ? "defect" : "defects",
-               fmt::join(list_, "; "), count_ > kShown ? fmt::format("; and {} more", count_ - kShown) : "");
+    fail_input("{}: {} {} of the tensors: {}{}", directory.string(), count_,
+               count_ == 1 ? "defect" : "defects", fmt::join(list_, "; "),
+               count_ > kShown ? fmt::format("; and {} more", count_ - kShown) : "");
   }
 
  private:
@@ -42,17 +43,21 @@ class Defects {
   std::vector<std::string> list_;
 };
 
-// A shard's name comes from the index, that is, from a stranger: it must name a file of this directory and nothing else.
+// A shard's name comes from the index, that is, from a stranger: it must name a file of this directory and
+// nothing else.
 void check_shard_name(const std::string& name, const std::string& source) {
   const bool bad = name.empty() || name.size() > 255 || name.find("..") != std::string::npos || name == "." ||
                    name.find_first_of(std::string_view("/\\\0", 3)) != std::string::npos;
   if (bad)
-    fail_input("{}: weight_map names the file {}; wanted a bare file name without /, \\, .. or NUL, of at most 255 bytes",
-               source, shown(Json(name)));
+    fail_input(
+        "{}: weight_map names the file {}; wanted a bare file name without /, \\, .. or NUL, of at most 255 "
+        "bytes",
+        source, shown(Json(name)));
 }
 
-// Follows the links of a file before it is opened. They may stay inside the directory, or lead to where the download
-// cache of Hugging Face keeps the content of its snapshots: snapshots/REVISION/FILE -> ../../blobs/HASH.
+// Follows the links of a file before it is opened. They may stay inside the directory, or lead to where the
+// download cache of Hugging Face keeps the content of its snapshots: snapshots/REVISION/FILE ->
+// ../../blobs/HASH.
 fs::path contained(const fs::path& directory, const std::string& name) {
   const fs::path path = directory / name;
   std::error_code error;
@@ -62,8 +67,10 @@ fs::path contained(const fs::path& directory, const std::string& name) {
   const fs::path home = fs::canonical(directory, error);
   const fs::path cache = home.parent_path().parent_path() / "blobs";
   if (error || (target.parent_path() != home && target.parent_path() != cache))
-    fail_input("{}: a link that leaves the directory, to {}; name the directory that holds the file, or copy it here",
-               path.string(), target.string());
+    fail_input(
+        "{}: a link that leaves the directory, to {}; name the directory that holds the file, or copy it "
+        "here",
+        path.string(), target.string());
   return path;
 }
 
@@ -80,7 +87,8 @@ Index read_index(const fs::path& path) {
     fail_input("{}: weight_map is missing or empty; wanted an object of tensor names and file names", source);
   Index index;
   for (const auto& [tensor, file] : json["weight_map"].items()) {
-    if (!file.is_string()) fail_input("{}: weight_map: {} is {}, wanted a file name", source, shown(Json(tensor)), shown(file));
+    if (!file.is_string())
+      fail_input("{}: weight_map: {} is {}, wanted a file name", source, shown(Json(tensor)), shown(file));
     check_shard_name(file.get<std::string>(), source);
     index.file_of[tensor] = file.get<std::string>();
   }
@@ -88,7 +96,8 @@ Index read_index(const fs::path& path) {
     const JsonFields metadata(json["metadata"], source + ": metadata");
     // Some writers store it as a float; it is advice, not needed.
     if (metadata.given("total_size") && json["metadata"]["total_size"].is_number())
-      index.total_size = static_cast<int64_t>(std::clamp(json["metadata"]["total_size"].get<double>(), -1.0, 1e18));
+      index.total_size =
+          static_cast<int64_t>(std::clamp(json["metadata"]["total_size"].get<double>(), -1.0, 1e18));
   }
   return index;
 }
@@ -98,13 +107,16 @@ Index read_index(const fs::path& path) {
   const bool pickled = fs::exists(directory / "pytorch_model.bin", ignored_error) ||
                        fs::exists(directory / "pytorch_model.bin.index.json", ignored_error);
   if (pickled)
-    fail_input("{}: only pickled weights (pytorch_model.bin), which are never read here; convert them once in Python: "
-               "AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW, safe_serialization=True)",
-               directory.string());
+    fail_input(
+        "{}: only pickled weights (pytorch_model.bin), which are never read here; convert them once in "
+        "Python: "
+        "AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW, safe_serialization=True)",
+        directory.string());
   fail_input("{}: neither {} nor {} is there", directory.string(), kSingleFile, kIndexFile);
 }
 
-void compare_with_expected(const LlamaConfig& config, const std::map<std::string, TensorInfo>& found, Defects& defects) {
+void compare_with_expected(const LlamaConfig& config, const std::map<std::string, TensorInfo>& found,
+                           Defects& defects) {
   std::set<std::string> wanted;
   for (const TensorInfo& expected : expected_tensors(config)) {
     wanted.insert(expected.name);
@@ -158,7 +170,8 @@ std::vector<TensorInfo> expected_tensors(const LlamaConfig& config) {
   return tensors;
 }
 
-ModelDirectory::ModelDirectory(const fs::path& directory) : directory_(directory), config_(read_config(directory)) {
+ModelDirectory::ModelDirectory(const fs::path& directory)
+    : directory_(directory), config_(read_config(directory)) {
   std::error_code error;
   Index index;
   std::vector<std::string> shards;
@@ -184,9 +197,11 @@ ModelDirectory::ModelDirectory(const fs::path& directory) : directory_(directory
       if (sharded && listed == index.file_of.end())
         defects.add(fmt::format("{} is in {} but not in the index", shown(Json(info.name)), shard));
       else if (sharded && listed->second != shard)
-        defects.add(fmt::format("{} is in {}, but the index says {}", shown(Json(info.name)), shard, listed->second));
+        defects.add(
+            fmt::format("{} is in {}, but the index says {}", shown(Json(info.name)), shard, listed->second));
       if (ignored(info.name)) continue;
-      if (!found.emplace(info.name, info).second) defects.add(fmt::format("{} is in two files", shown(Json(info.name))));
+      if (!found.emplace(info.name, info).second)
+        defects.add(fmt::format("{} is in two files", shown(Json(info.name))));
       tensors_[info.name] = {files_.size() - 1, info};
     }
   }
@@ -201,10 +216,11 @@ ModelDirectory::ModelDirectory(const fs::path& directory) : directory_(directory
   compare_with_expected(config_, found, defects);
   defects.fail_if_any(directory);
   if (index.total_size && *index.total_size != total_size)
-    fmt::print(stderr, "{}: warning: the index gives total_size {}, the shards hold {} bytes\n", directory.string(),
-               *index.total_size, total_size);
+    fmt::print(stderr, "{}: warning: the index gives total_size {}, the shards hold {} bytes\n",
+               directory.string(), *index.total_size, total_size);
   const JsonFields fields(config_.raw, directory.string());
-  if (!fields.given("dtype") && !fields.given("torch_dtype")) config_.dtype = info("model.embed_tokens.weight").dtype;
+  if (!fields.given("dtype") && !fields.given("torch_dtype"))
+    config_.dtype = info("model.embed_tokens.weight").dtype;
 }
 
 const ModelDirectory::Entry& ModelDirectory::entry(const std::string& name) const {
@@ -231,8 +247,9 @@ int64_t ModelDirectory::parameters() const {
   return count;
 }
 
-void write_model_directory(const fs::path& directory, const LlamaConfig& config, const std::vector<TensorSource>& tensors,
-                           const fs::path& copy_from, int64_t max_shard_bytes) {
+void write_model_directory(const fs::path& directory, const LlamaConfig& config,
+                           const std::vector<TensorSource>& tensors, const fs::path& copy_from,
+                           int64_t max_shard_bytes) {
   std::map<std::string, const TensorSource*> by_name;
   for (const TensorSource& tensor : tensors) by_name[tensor.name] = &tensor;
   std::vector<std::vector<TensorSource>> shards(1);
@@ -251,7 +268,8 @@ void write_model_directory(const fs::path& directory, const LlamaConfig& config,
     shard_bytes.back() += bytes;
     by_name.erase(found);
   }
-  if (!by_name.empty()) fail_internal("{}: {} is no tensor of this model", directory.string(), by_name.begin()->first);
+  if (!by_name.empty())
+    fail_internal("{}: {} is no tensor of this model", directory.string(), by_name.begin()->first);
 
   int64_t total = 0;
   for (const int64_t bytes : shard_bytes) total += bytes;
@@ -260,8 +278,9 @@ void write_model_directory(const fs::path& directory, const LlamaConfig& config,
   write_text_atomically(directory / "config.json", config_json(config).dump(2) + "\n");
   Json weight_map = Json::object();
   for (size_t i = 0; i < shards.size(); ++i) {
-    const std::string name =
-        shards.size() == 1 ? kSingleFile : fmt::format("model-{:05}-of-{:05}.safetensors", i + 1, shards.size());
+    const std::string name = shards.size() == 1
+                                 ? kSingleFile
+                                 : fmt::format("model-{:05}-of-{:05}.safetensors", i + 1, shards.size());
     write_safetensors(directory / name, shards[i]);
     for (const TensorSource& tensor : shards[i]) weight_map[tensor.name] = name;
   }
@@ -274,7 +293,8 @@ void write_model_directory(const fs::path& directory, const LlamaConfig& config,
     std::error_code error;
     if (!fs::is_regular_file(copy_from / name, error)) continue;
     if (!fs::copy_file(copy_from / name, directory / name, fs::copy_options::overwrite_existing, error))
-      fail_input("{}: cannot copy to {}: {}", (copy_from / name).string(), directory.string(), error.message());
+      fail_input("{}: cannot copy to {}: {}", (copy_from / name).string(), directory.string(),
+                 error.message());
   }
 }
 

@@ -6,8 +6,10 @@ namespace sinklora {
 
 std::string shown(const Json& value) {
   constexpr size_t kLongest = 80;
-  // Big values are cut before they are printed: dumping a hostile document would cost as much as the document.
-  if (value.is_structured() && value.size() > 16) return fmt::format("{} of {} values", value.type_name(), value.size());
+  // Big values are cut before they are printed: dumping a hostile document would cost as much as the
+  // document.
+  if (value.is_structured() && value.size() > 16)
+    return fmt::format("{} of {} values", value.type_name(), value.size());
   std::string text = value.dump(-1, ' ', true, Json::error_handler_t::replace);
   return text.size() <= kLongest ? text : text.substr(0, kLongest) + "...";
 }
@@ -28,7 +30,8 @@ const Json& JsonFields::at(const char* key) const {
 
 int64_t JsonFields::integer(const char* key, int64_t low, int64_t high) const {
   const Json& value = at(key);
-  const bool fits = value.is_number_integer() && !(value.is_number_unsigned() && value.get<uint64_t>() > INT64_MAX);
+  const bool fits =
+      value.is_number_integer() && !(value.is_number_unsigned() && value.get<uint64_t>() > INT64_MAX);
   const int64_t number = fits ? value.get<int64_t>() : 0;
   if (!fits || number < low || number > high)
     fail_input("{}: {} is {}, wanted a whole number from {} to {}", source_, key, shown(value), low, high);

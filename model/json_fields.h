@@ -1,4 +1,5 @@
-// Fields of a JSON object from a file, with their limits: every message names file, key, value found and values wanted.
+// Fields of a JSON object from a file, with their limits: every message names file, key, value found and
+// values wanted.
 #pragma once
 
 #include <cstdint>

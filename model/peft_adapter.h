@@ -2,7 +2,9 @@
 #pragma once
 
 #include <map>
+#include <optional>
 
+#include "model/adapter_config.h"
 #include "model/config.h"
 #include "model/safetensors.h"
 
@@ -30,9 +32,32 @@ struct Adapter {
 // Reads and checks against the base: every module and replaced tensor must exist there with fitting shapes. Refuses by
 // name what is not implemented (use_dora, lora_bias, bias other than none, ...); unknown keys are named on stderr.
 // `embed_rows`: what to do with V+1 embedding rows over a base of V (LongLoRA adds a [PAD] row): "" refuses, "drop"
-// leaves the last rows out.
+// leaves the last rows out, "keep" hands all of them to merge_adapter(), which makes the vocabulary larger.
 Adapter read_adapter(const std::filesystem::path& directory, const LlamaConfig& base,
                      const std::string& embed_rows = "");
+
+// What an adapter holds, as far as it can be known without its base.
+struct AdapterLayout {
+  struct Module {
+    std::string name;
+    int64_t rank = 0, in = 0, out = 0;
+    double scale = 1.0;
+  };
+  AdapterSettings settings;
+  std::vector<Module> modules;       // by layer, then in the order of kLinearNames
+  std::vector<TensorInfo> replaced;  // names as in the base
+  int64_t parameters = 0;
+};
+AdapterLayout read_adapter_layout(const std::filesystem::path& directory);
+
+// How an adapter was trained, in the file sinklora.json beside it: PEFT has no place for it, and a model that is used
+// with other RoPE angles than those it was trained with is worth nothing.
+struct AdapterRunInfo {
+  std::optional<RopeScaling> rope;  // empty: the file does not say; Type::none: trained without scaling
+  int64_t context = 0;              // 0: not known
+};
+AdapterRunInfo read_run_info(const std::filesystem::path& adapter_directory);  // empty when there is no such file
+void write_run_info(const std::filesystem::path& adapter_directory, const AdapterRunInfo& info);
 
 // Writes both files into an existing directory. One alpha for all modules (scale = alpha / rank).
 // modules_to_save is derived from `adapter.replaced`.

@@ -12,11 +12,12 @@ namespace {
 constexpr double kTwoPi = 2.0 * std::numbers::pi;
 
 double original_context(const LlamaConfig& config) {
-  return static_cast<double>(config.rope.original_context != 0 ? config.rope.original_context : config.max_positions);
+  return static_cast<double>(config.rope.original_context != 0 ? config.rope.original_context
+                                                               : config.max_positions);
 }
 
-// Wavelengths far below the original context stay, those far above it are stretched by the factor, and those between
-// are blended linearly in context / wavelength.
+// Wavelengths far below the original context stay, those far above it are stretched by the factor, and those
+// between are blended linearly in context / wavelength.
 void stretch_llama3(const LlamaConfig& config, std::vector<double>& inverse) {
   const RopeScaling& rope = config.rope;
   for (double& f : inverse) {
@@ -27,8 +28,8 @@ void stretch_llama3(const LlamaConfig& config, std::vector<double>& inverse) {
   }
 }
 
-// Pairs that turn more than beta_fast times over the original context stay, those that turn less than beta_slow times
-// are stretched, with a linear ramp over the pairs between.
+// Pairs that turn more than beta_fast times over the original context stay, those that turn less than
+// beta_slow times are stretched, with a linear ramp over the pairs between.
 void stretch_yarn(const LlamaConfig& config, std::vector<double>& inverse) {
   const RopeScaling& rope = config.rope;
   const auto dim = static_cast<double>(config.head_dim);
@@ -59,7 +60,8 @@ std::vector<double> inverse_frequencies(const LlamaConfig& config, int64_t lengt
     theta *= std::pow(factor * reach / base_length - (factor - 1.0), dim / (dim - 2.0));
   }
   std::vector<double> inverse(static_cast<size_t>(config.head_dim / 2));
-  for (size_t i = 0; i < inverse.size(); ++i) inverse[i] = std::pow(theta, -2.0 * static_cast<double>(i) / dim);
+  for (size_t i = 0; i < inverse.size(); ++i)
+    inverse[i] = std::pow(theta, -2.0 * static_cast<double>(i) / dim);
   if (config.rope.type == Type::linear)
     for (double& f : inverse) f /= config.rope.factor;
   if (config.rope.type == Type::llama3) stretch_llama3(config, inverse);
@@ -71,8 +73,11 @@ double rope_attention_factor(const LlamaConfig& config) {
   const RopeScaling& rope = config.rope;
   if (rope.type != RopeScaling::Type::yarn) return 1.0;
   if (rope.attention_factor > 0.0) return rope.attention_factor;
-  const auto magnitude = [&](double scale) { return 0.1 * scale * std::log(rope.factor) + 1.0; };  // factor >= 1
-  if (rope.mscale != 0.0 && rope.mscale_all_dim != 0.0) return magnitude(rope.mscale) / magnitude(rope.mscale_all_dim);
+  const auto magnitude = [&](double scale) {
+    return 0.1 * scale * std::log(rope.factor) + 1.0;
+  };  // factor >= 1
+  if (rope.mscale != 0.0 && rope.mscale_all_dim != 0.0)
+    return magnitude(rope.mscale) / magnitude(rope.mscale_all_dim);
   return magnitude(1.0);
 }
 

@@ -12,7 +12,8 @@
 namespace sinklora {
 namespace {
 
-static_assert(std::endian::native == std::endian::little, "the bytes of a safetensors file are used as they lie");
+static_assert(std::endian::native == std::endian::little,
+              "the bytes of a safetensors file are used as they lie");
 
 constexpr size_t kPieceBytes = size_t{1} << 20;
 
@@ -25,12 +26,17 @@ T load(const std::byte* at) {
 
 float element_as_float(DType dtype, const std::byte* at) {
   switch (dtype) {
-    case DType::f64: return static_cast<float>(load<double>(at));
-    case DType::f32: return load<float>(at);
-    case DType::bf16: return static_cast<float>(load<BFloat16>(at));
-    case DType::f16: return half_to_float(load<uint16_t>(at));
+    case DType::f64:
+      return static_cast<float>(load<double>(at));
+    case DType::f32:
+      return load<float>(at);
+    case DType::bf16:
+      return static_cast<float>(load<BFloat16>(at));
+    case DType::f16:
+      return half_to_float(load<uint16_t>(at));
     case DType::i64:
-    case DType::i32: break;
+    case DType::i32:
+      break;
   }
   fail_internal("an integer tensor was read as float");
 }
@@ -45,7 +51,8 @@ SafetensorsHeader read_header(const ReadFile& file) {
     fail_input("{}: header length {} is larger than {} bytes; this is not a safetensors file", source, length,
                kMaxSafetensorsHeader);
   if (length > static_cast<uint64_t>(file.size() - 8))
-    fail_input("{}: header length {} reaches beyond the end of the file, {} bytes", source, length, file.size());
+    fail_input("{}: header length {} reaches beyond the end of the file, {} bytes", source, length,
+               file.size());
   std::string json(static_cast<size_t>(length), '\0');
   file.read(8, std::as_writable_bytes(std::span(json)));
   return parse_safetensors_header(json, file.size(), source);
@@ -58,12 +65,18 @@ struct WrittenType {
 };
 WrittenType written_type(DType dtype) {
   switch (dtype) {
-    case DType::f16: return {"F16", 0};
-    case DType::bf16: return {"BF16", 1};
-    case DType::i32: return {"I32", 2};
-    case DType::f32: return {"F32", 3};
-    case DType::f64: return {"F64", 4};
-    case DType::i64: return {"I64", 5};
+    case DType::f16:
+      return {"F16", 0};
+    case DType::bf16:
+      return {"BF16", 1};
+    case DType::i32:
+      return {"I32", 2};
+    case DType::f32:
+      return {"F32", 3};
+    case DType::f64:
+      return {"F64", 4};
+    case DType::i64:
+      return {"I64", 5};
   }
   fail_internal("a tensor type without a name in the safetensors format");
 }
@@ -72,11 +85,13 @@ int64_t bytes_of(const TensorSource& tensor) {
   int64_t bytes = size_of(tensor.dtype);
   for (const int64_t dim : tensor.shape)
     if (dim < 0 || __builtin_mul_overflow(bytes, dim, &bytes))
-      fail_internal("tensor {} to be written: impossible shape [{}]", tensor.name, fmt::join(tensor.shape, ", "));
+      fail_internal("tensor {} to be written: impossible shape [{}]", tensor.name,
+                    fmt::join(tensor.shape, ", "));
   return bytes;
 }
 
-std::string header_text(const std::vector<const TensorSource*>& tensors, const std::map<std::string, std::string>& metadata,
+std::string header_text(const std::vector<const TensorSource*>& tensors,
+                        const std::map<std::string, std::string>& metadata,
                         const std::filesystem::path& path) {
   std::map<std::string, std::string> all = metadata;
   all.emplace("format", "pt");  // transformers refuses files without it
@@ -84,8 +99,9 @@ std::string header_text(const std::vector<const TensorSource*>& tensors, const s
   int64_t offset = 0;
   for (const TensorSource* tensor : tensors) {
     const int64_t end = offset + bytes_of(*tensor);
-    text += fmt::format(",{}:{{\"dtype\":\"{}\",\"shape\":[{}],\"data_offsets\":[{},{}]}}", Json(tensor->name).dump(),
-                        written_type(tensor->dtype).name, fmt::join(tensor->shape, ","), offset, end);
+    text += fmt::format(",{}:{{\"dtype\":\"{}\",\"shape\":[{}],\"data_offsets\":[{},{}]}}",
+                        Json(tensor->name).dump(), written_type(tensor->dtype).name,
+                        fmt::join(tensor->shape, ","), offset, end);
     offset = end;
   }
   text += '}';
@@ -117,11 +133,13 @@ void SafetensorsFile::read_bytes(const TensorInfo& tensor, std::span<std::byte> 
 
 void SafetensorsFile::check_range(const TensorInfo& tensor, int64_t begin, size_t count) const {
   if (!tensor.foreign_dtype.empty())
-    fail_input("{}: tensor {}: dtype {} cannot be read; wanted BF16, F16, F32 or F64 (quantized weights must be "
-               "converted first)", path().string(), tensor.name, tensor.foreign_dtype);
+    fail_input(
+        "{}: tensor {}: dtype {} cannot be read; wanted BF16, F16, F32 or F64 (quantized weights must be "
+        "converted first)",
+        path().string(), tensor.name, tensor.foreign_dtype);
   if (tensor.dtype == DType::i64 || tensor.dtype == DType::i32)
-    fail_input("{}: tensor {}: dtype {} where floating-point numbers are wanted", path().string(), tensor.name,
-               name_of(tensor.dtype));
+    fail_input("{}: tensor {}: dtype {} where floating-point numbers are wanted", path().string(),
+               tensor.name, name_of(tensor.dtype));
   const int64_t elements = tensor.elements();
   if (begin < 0 || begin > elements || static_cast<int64_t>(count) > elements - begin)
     fail_internal("tensor {}: elements [{}, +{}) asked for, it has {}", tensor.name, begin, count, elements);
@@ -130,13 +148,15 @@ void SafetensorsFile::check_range(const TensorInfo& tensor, int64_t begin, size_
 void SafetensorsFile::read(const TensorInfo& tensor, int64_t begin, std::span<float> out) const {
   check_range(tensor, begin, out.size());
   const int64_t width = size_of(tensor.dtype);
-  if (tensor.dtype == DType::f32) return file_.read(tensor.offset + begin * width, std::as_writable_bytes(out));
+  if (tensor.dtype == DType::f32)
+    return file_.read(tensor.offset + begin * width, std::as_writable_bytes(out));
   std::vector<std::byte> piece(std::min(kPieceBytes, out.size() * static_cast<size_t>(width)));
   for (int64_t at = begin * width; !out.empty();) {
     const size_t count = std::min(out.size(), piece.size() / static_cast<size_t>(width));
     const size_t bytes = count * static_cast<size_t>(width);
     file_.read(tensor.offset + at, std::span(piece).first(bytes));
-    for (size_t i = 0; i < count; ++i) out[i] = element_as_float(tensor.dtype, &piece[i * static_cast<size_t>(width)]);
+    for (size_t i = 0; i < count; ++i)
+      out[i] = element_as_float(tensor.dtype, &piece[i * static_cast<size_t>(width)]);
     out = out.subspan(count);
     at += static_cast<int64_t>(bytes);
   }
@@ -150,7 +170,8 @@ void append_as(DType dtype, std::span<const float> values, std::vector<std::byte
     if (!values.empty()) std::memcpy(to, values.data(), values.size_bytes());
     return;
   }
-  if (dtype != DType::bf16 && dtype != DType::f16) fail_internal("weights cannot be written as {}", name_of(dtype));
+  if (dtype != DType::bf16 && dtype != DType::f16)
+    fail_internal("weights cannot be written as {}", name_of(dtype));
   for (const float value : values) {
     const uint16_t bits = dtype == DType::bf16 ? BFloat16(value).bits : float_to_half(value);
     std::memcpy(to, &bits, sizeof bits);
@@ -163,7 +184,8 @@ void write_safetensors(const std::filesystem::path& path, const std::vector<Tens
   std::vector<const TensorSource*> sorted;
   std::set<std::string> names{"__metadata__"};
   for (const TensorSource& tensor : tensors) {
-    if (!names.insert(tensor.name).second) fail_internal("{}: tensor name {} cannot be used twice", path.string(), tensor.name);
+    if (!names.insert(tensor.name).second)
+      fail_internal("{}: tensor name {} cannot be used twice", path.string(), tensor.name);
     sorted.push_back(&tensor);
   }
   std::sort(sorted.begin(), sorted.end(), [](const TensorSource* a, const TensorSource* b) {
@@ -182,7 +204,8 @@ void write_safetensors(const std::filesystem::path& path, const std::vector<Tens
       written += static_cast<int64_t>(piece.size());
     });
     if (written != bytes_of(*tensor))
-      fail_internal("tensor {}: {} bytes were produced, its shape has {}", tensor->name, written, bytes_of(*tensor));
+      fail_internal("tensor {}: {} bytes were produced, its shape has {}", tensor->name, written,
+                    bytes_of(*tensor));
   }
   file.commit();
 }
@@ -191,7 +214,8 @@ void write_safetensors(const std::filesystem::path& path, const std::vector<Host
                        const std::map<std::string, std::string>& metadata) {
   std::vector<TensorSource> sources;
   for (const HostTensor& tensor : tensors)
-    sources.push_back({tensor.name, tensor.dtype, tensor.shape, [&tensor](const auto& sink) { sink(tensor.data); }});
+    sources.push_back(
+        {tensor.name, tensor.dtype, tensor.shape, [&tensor](const auto& sink) { sink(tensor.data); }});
   write_safetensors(path, sources, metadata);
 }
 

@@ -21,7 +21,7 @@ struct TensorInfo {
   std::vector<int64_t> shape;
   int64_t offset = 0;  // of its first byte in the file
   int64_t bytes = 0;
-  std::string foreign_dtype{};  // "F8_E4M3": a type of the format that DType has no word for; "" for all others
+  std::string foreign_dtype{};  // "F8_E4M3": a type that DType has no word for; "" for all others
   int64_t elements() const {
     int64_t count = 1;
     for (const int64_t dim : shape) count *= dim;

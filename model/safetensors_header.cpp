@@ -1,5 +1,6 @@
-// The JSON header of a safetensors file. It comes from strangers, so it is read event by event against the one schema
-// that is allowed: no document tree is built, nothing nests deeper than the schema, the first wrong token ends it.
+// The JSON header of a safetensors file. It comes from strangers, so it is read event by event against the
+// one schema that is allowed: no document tree is built, nothing nests deeper than the schema, the first
+// wrong token ends it.
 #include <algorithm>
 #include <array>
 #include <cstring>
@@ -21,12 +22,28 @@ struct StoredType {
   DType dtype = DType::f32;
 };
 constexpr std::array<StoredType, 22> kStoredTypes{{
-    {"BOOL", 8, false},        {"F4", 4, false},          {"F6_E2M3", 6, false},    {"F6_E3M2", 6, false},
-    {"U8", 8, false},          {"I8", 8, false},          {"F8_E5M2", 8, false},    {"F8_E4M3", 8, false},
-    {"F8_E8M0", 8, false},     {"F8_E4M3FNUZ", 8, false}, {"F8_E5M2FNUZ", 8, false}, {"I16", 16, false},
-    {"U16", 16, false},        {"F16", 16, true, DType::f16}, {"BF16", 16, true, DType::bf16},
-    {"I32", 32, true, DType::i32}, {"U32", 32, false},    {"F32", 32, true, DType::f32}, {"C64", 64, false},
-    {"F64", 64, true, DType::f64}, {"I64", 64, true, DType::i64}, {"U64", 64, false},
+    {"BOOL", 8, false},
+    {"F4", 4, false},
+    {"F6_E2M3", 6, false},
+    {"F6_E3M2", 6, false},
+    {"U8", 8, false},
+    {"I8", 8, false},
+    {"F8_E5M2", 8, false},
+    {"F8_E4M3", 8, false},
+    {"F8_E8M0", 8, false},
+    {"F8_E4M3FNUZ", 8, false},
+    {"F8_E5M2FNUZ", 8, false},
+    {"I16", 16, false},
+    {"U16", 16, false},
+    {"F16", 16, true, DType::f16},
+    {"BF16", 16, true, DType::bf16},
+    {"I32", 32, true, DType::i32},
+    {"U32", 32, false},
+    {"F32", 32, true, DType::f32},
+    {"C64", 64, false},
+    {"F64", 64, true, DType::f64},
+    {"I64", 64, true, DType::i64},
+    {"U64", 64, false},
 }};
 
 // A name from the file, short enough for one line of a message.
@@ -52,7 +69,9 @@ class HeaderReader : public nlohmann::json_sax<Json> {
 
   bool null() override { wrong("null"); }
   bool boolean(bool) override { wrong("a boolean"); }
-  bool number_float(number_float_t, const string_t& text) override { wrong(fmt::format("the number {}", text)); }
+  bool number_float(number_float_t, const string_t& text) override {
+    wrong(fmt::format("the number {}", text));
+  }
   bool number_integer(number_integer_t) override { wrong("a negative number"); }  // the library's -0 as well
   bool binary(binary_t&) override { wrong("binary data"); }
 
@@ -75,10 +94,11 @@ class HeaderReader : public nlohmann::json_sax<Json> {
     if (place_ == Place::metadata) {
       metadata[key_] = text;
     } else if (place_ == Place::tensor && key_ == "dtype") {
-      const auto found = std::find_if(kStoredTypes.begin(), kStoredTypes.end(), [&](auto& t) { return t.name == text; });
+      const auto found =
+          std::find_if(kStoredTypes.begin(), kStoredTypes.end(), [&](auto& t) { return t.name == text; });
       if (found == kStoredTypes.end())
-        fail_input("{}: tensor {}: unknown dtype {}; this is no type of the safetensors format", source_, shown(name_),
-                   shown(text));
+        fail_input("{}: tensor {}: unknown dtype {}; this is no type of the safetensors format", source_,
+                   shown(name_), shown(text));
       tensors.back().type = &*found;
     } else {
       wrong(fmt::format("the string {}", shown(text)));
@@ -111,9 +131,12 @@ class HeaderReader : public nlohmann::json_sax<Json> {
   }
 
   bool start_array(size_t) override {
-    if (place_ == Place::tensor && key_ == "shape") place_ = Place::shape;
-    else if (place_ == Place::tensor && key_ == "data_offsets") place_ = Place::offsets;
-    else wrong("an array");
+    if (place_ == Place::tensor && key_ == "shape")
+      place_ = Place::shape;
+    else if (place_ == Place::tensor && key_ == "data_offsets")
+      place_ = Place::offsets;
+    else
+      wrong("an array");
     return true;
   }
 
@@ -127,8 +150,7 @@ class HeaderReader : public nlohmann::json_sax<Json> {
 
   bool key(string_t& key) override {
     auto& seen = place_ == Place::top ? names_ : keys_;
-    if (!seen.insert(key).second)
-      fail_input("{}: {}the key {} occurs twice", source_, where(), shown(key));
+    if (!seen.insert(key).second) fail_input("{}: {}the key {} occurs twice", source_, where(), shown(key));
     if (place_ == Place::tensor && key != "dtype" && key != "shape" && key != "data_offsets")
       fail_input("{}: {}unknown key {}; wanted dtype, shape and data_offsets", source_, where(), shown(key));
     key_ = std::move(key);
@@ -149,11 +171,16 @@ class HeaderReader : public nlohmann::json_sax<Json> {
   }
   [[noreturn]] void wrong(const std::string& what) const {
     const char* wanted = "an object for each tensor";
-    if (place_ == Place::metadata) wanted = "strings only";
-    else if (place_ == Place::start) wanted = "an object";
-    else if (place_ == Place::shape || place_ == Place::offsets) wanted = "whole numbers from 0, two for data_offsets";
-    else if (place_ == Place::tensor) wanted = "a string for dtype, arrays for shape and data_offsets";
-    else if (key_ == "__metadata__") wanted = "an object of strings";
+    if (place_ == Place::metadata)
+      wanted = "strings only";
+    else if (place_ == Place::start)
+      wanted = "an object";
+    else if (place_ == Place::shape || place_ == Place::offsets)
+      wanted = "whole numbers from 0, two for data_offsets";
+    else if (place_ == Place::tensor)
+      wanted = "a string for dtype, arrays for shape and data_offsets";
+    else if (key_ == "__metadata__")
+      wanted = "an object of strings";
     fail_input("{}: {}{} found at key {}, wanted {}", source_, where(), what, shown(key_), wanted);
   }
 
@@ -187,13 +214,14 @@ void check_tiling(const std::vector<RawTensor>& tensors, uint64_t size, const st
     if (tensor.end < tensor.begin)
       fail_input("{}: tensor {}: ends at {} before it begins at {}", source, name, tensor.end, tensor.begin);
     if (tensor.begin < filled)
-      fail_input("{}: tensor {}: begins at {} and overlaps the tensor before it, which ends at {}", source, name,
-                 tensor.begin, filled);
+      fail_input("{}: tensor {}: begins at {} and overlaps the tensor before it, which ends at {}", source,
+                 name, tensor.begin, filled);
     if (tensor.begin > filled)
-      fail_input("{}: tensor {}: begins at {} and leaves a hole after {}", source, name, tensor.begin, filled);
+      fail_input("{}: tensor {}: begins at {} and leaves a hole after {}", source, name, tensor.begin,
+                 filled);
     if (tensor.end > size)
-      fail_input("{}: tensor {}: ends at {}, but the file holds {} bytes of tensors; it is truncated", source, name,
-                 tensor.end, size);
+      fail_input("{}: tensor {}: ends at {}, but the file holds {} bytes of tensors; it is truncated", source,
+                 name, tensor.end, size);
     const int64_t wanted = bytes_of(tensor, source);
     if (tensor.end - tensor.begin != static_cast<uint64_t>(wanted))
       fail_input("{}: tensor {}: {} bytes of file for a {} of shape [{}], which fills {}", source, name,
@@ -201,16 +229,19 @@ void check_tiling(const std::vector<RawTensor>& tensors, uint64_t size, const st
     filled = tensor.end;
   }
   if (filled != size)
-    fail_input("{}: {} bytes after the last tensor belong to none; the file was appended to or is two files in one",
-               source, size - filled);
+    fail_input(
+        "{}: {} bytes after the last tensor belong to none; the file was appended to or is two files in one",
+        source, size - filled);
 }
 
 }  // namespace
 
-SafetensorsHeader parse_safetensors_header(std::string_view json, int64_t file_size, const std::string& source) {
+SafetensorsHeader parse_safetensors_header(std::string_view json, int64_t file_size,
+                                           const std::string& source) {
   const int64_t header_end = 8 + static_cast<int64_t>(json.size());
   if (file_size < header_end)
-    fail_input("{}: header length {} reaches beyond the end of the file, {} bytes", source, json.size(), file_size);
+    fail_input("{}: header length {} reaches beyond the end of the file, {} bytes", source, json.size(),
+               file_size);
   // The JSON library would skip a byte order mark and stop at NUL as if the text ended there.
   const size_t first = json.find_first_not_of(" \t\r\n");
   if (first == std::string_view::npos || json[first] != '{')

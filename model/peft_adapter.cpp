@@ -1,0 +1,345 @@
+#include "model/peft_adapter.h"
+
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <set>
+#include <tuple>
+
+#include "base/error.h"
+#include "model/hf_directory.h"
+#include "model/json_fields.h"
+
+namespace sinklora {
+namespace fs = std::filesystem;
+namespace {
+
+constexpr const char* kConfigFile = "adapter_config.json";
+constexpr const char* kWeightsFile = "adapter_model.safetensors";
+constexpr const char* kRunInfoFile = "sinklora.json";
+constexpr std::string_view kPrefix = "base_model.model.";
+constexpr int64_t kMaxConfigBytes = int64_t{1} << 19;
+constexpr size_t kShownDefects = 20;
+
+std::string linear_name(int64_t layer, size_t linear) {
+  return fmt::format("model.layers.{}.{}.{}", layer, linear < 4 ? "self_attn" : "mlp", kLinearNames[linear]);
+}
+
+// Layer and index into kLinearNames of "model.layers.3.mlp.up_proj"; {-1, 0} for any other name.
+std::pair<int64_t, size_t> parse_linear(const std::string& module) {
+  constexpr std::string_view start = "model.layers.";
+  if (!module.starts_with(start)) return {-1, 0};
+  const size_t dot = module.find('.', start.size());
+  if (dot == std::string::npos || dot - start.size() > 4 || dot == start.size()) return {-1, 0};
+  int64_t layer = 0;
+  for (size_t i = start.size(); i < dot; ++i) {
+    if (module[i] < '0' || module[i] > '9') return {-1, 0};
+    layer = layer * 10 + (module[i] - '0');
+  }
+  for (size_t linear = 0; linear < std::size(kLinearNames); ++linear)
+    if (module == linear_name(layer, linear)) return {layer, linear};
+  return {-1, 0};
+}
+
+void fail_on(const std::vector<std::string>& defects, const std::string& source) {
+  if (defects.empty()) return;
+  const size_t shown_count = std::min(defects.size(), kShownDefects);
+  fail_input("{}: {}{}", source,
+             fmt::join(defects.begin(), defects.begin() + static_cast<ptrdiff_t>(shown_count), "; "),
+             defects.size() > shown_count ? fmt::format("; and {} more", defects.size() - shown_count) : "");
+}
+
+fs::path weights_path(const fs::path& directory) {
+  std::error_code error;
+  if (!fs::exists(directory / kWeightsFile, error) && fs::exists(directory / "adapter_model.bin", error))
+    fail_input(
+        "{}: only pickled weights (adapter_model.bin), which are never read here; convert them once in "
+        "Python: "
+        "safetensors.torch.save_file(torch.load(\"adapter_model.bin\", weights_only=True), \"{}\")",
+        directory.string(), kWeightsFile);
+  return directory / kWeightsFile;
+}
+
+// A pair of LoRA matrices as it comes together from the file.
+struct Pair {
+  const TensorInfo* a = nullptr;
+  const TensorInfo* b = nullptr;
+};
+
+AdapterLayout layout_of(const SafetensorsFile& file, AdapterSettings settings) {
+  std::map<std::tuple<int64_t, size_t>, Pair> pairs;
+  std::vector<std::string> defects;
+  AdapterLayout layout;
+  for (const TensorInfo& info : file.tensors()) {
+    layout.parameters += info.elements();
+    std::string name = info.name;
+    if (!name.starts_with(kPrefix)) {
+      defects.push_back(fmt::format("the tensor {} does not begin with {}", shown(Json(name)), kPrefix));
+      continue;
+    }
+    name = name.substr(kPrefix.size());
+    const bool is_a = name.ends_with(".lora_A.weight"), is_b = name.ends_with(".lora_B.weight");
+    if (is_a || is_b) {
+      const auto [layer, linear] =
+          parse_linear(name.substr(0, name.size() - std::string_view(".lora_A.weight").size()));
+      if (layer < 0 || info.shape.size() != 2) {
+        defects.push_back(fmt::format("{} [{}] is no LoRA matrix of one of the seven linears of a block",
+                                      shown(Json(info.name)), fmt::join(info.shape, ", ")));
+        continue;
+      }
+      Pair& pair = pairs[{layer, linear}];
+      (is_a ? pair.a : pair.b) = &info;
+    } else if (name.ends_with(".weight") && name.find("lora_") == std::string::npos) {
+      layout.replaced.push_back(info);
+      layout.replaced.back().name = name;
+    } else {
+      defects.push_back(fmt::format("the tensor {} is not understood", shown(Json(info.name))));
+    }
+  }
+  for (const auto& [place, pair] : pairs) {
+    AdapterLayout::Module module;
+    module.name = linear_name(std::get<0>(place), std::get<1>(place));
+    if (!pair.a || !pair.b) {
+      defects.push_back(
+          fmt::format("{} has lora_{} without lora_{}", module.name, pair.a ? 'A' : 'B', pair.a ? 'B' : 'A'));
+      continue;
+    }
+    module.rank = pair.a->shape[0];
+    module.in = pair.a->shape[1];
+    module.out = pair.b->shape[0];
+    module.scale = settings.scale_of(module.name);
+    const int64_t wanted = settings.rank_of(module.name);
+    if (module.rank != wanted || pair.b->shape[1] != wanted)
+      defects.push_back(fmt::format("{}: lora_A [{}] and lora_B [{}] do not have the rank {} of {}",
+                                    module.name, fmt::join(pair.a->shape, ", "),
+                                    fmt::join(pair.b->shape, ", "), wanted, kConfigFile));
+    if (!settings.targets.empty() && !settings.selects(module.name, std::get<0>(place)))
+      defects.push_back(fmt::format("{} has a LoRA, but target_modules does not name it", module.name));
+    layout.modules.push_back(std::move(module));
+  }
+  fail_on(defects, file.path().string());
+  layout.settings = std::move(settings);
+  return layout;
+}
+
+Json read_adapter_json(const fs::path& directory) {
+  return read_json(directory / kConfigFile, kMaxConfigBytes);
+}
+
+// Everything that target_modules and modules_to_save name must be there, and everything that is there must
+// fit.
+void compare_with_base(AdapterLayout& layout, const LlamaConfig& base, const std::string& embed_rows,
+                       const std::string& source) {
+  std::vector<std::string> defects;
+  LlamaConfig with_head = base;
+  with_head.tied_embeddings = false;
+  std::map<std::string, std::vector<int64_t>> shapes;
+  for (const TensorInfo& info : expected_tensors(with_head)) shapes[info.name] = info.shape;
+
+  std::set<std::string> present;
+  for (const AdapterLayout::Module& module : layout.modules) {
+    present.insert(module.name);
+    const auto at = shapes.find(module.name + ".weight");
+    if (at == shapes.end())
+      defects.push_back(
+          fmt::format("{} is no module of the base, which has {} layers", module.name, base.num_layers));
+    else if (at->second != std::vector<int64_t>{module.out, module.in})
+      defects.push_back(fmt::format("{} maps {} to {} in the adapter, but the base has shape [{}]",
+                                    module.name, module.in, module.out, fmt::join(at->second, ", ")));
+  }
+  for (TensorInfo& info : layout.replaced) {
+    const auto at = shapes.find(info.name);
+    if (at == shapes.end()) {
+      defects.push_back(fmt::format("{} is no tensor of the base", shown(Json(info.name))));
+      continue;
+    }
+    const bool by_token = info.name == "model.embed_tokens.weight" || info.name == "lm_head.weight";
+    const bool taller = by_token && info.shape.size() == 2 && info.shape[1] == base.hidden_size &&
+                        info.shape[0] > base.vocab_size;
+    if (taller && embed_rows.empty())
+      defects.push_back(
+          fmt::format("{} has {} rows over a base of {} (LongLoRA adds a [PAD] row); say --embed-rows drop "
+                      "or keep",
+                      info.name, info.shape[0], base.vocab_size));
+    else if (taller && embed_rows == "drop")
+      info.shape[0] = base.vocab_size;
+    else if (!taller && info.shape != at->second)
+      defects.push_back(fmt::format("{} has shape [{}], the base has [{}]", info.name,
+                                    fmt::join(info.shape, ", "), fmt::join(at->second, ", ")));
+  }
+  if (!layout.settings.targets.empty())
+    for (int64_t layer = 0; layer < base.num_layers; ++layer)
+      for (size_t linear = 0; linear < std::size(kLinearNames); ++linear)
+        if (const std::string name = linear_name(layer, linear);
+            layout.settings.selects(name, layer) && !present.contains(name))
+          defects.push_back(fmt::format("target_modules names {}, but its matrices are missing", name));
+  for (const char* other : {"model.embed_tokens", "lm_head"})
+    if (!layout.settings.targets.all_linear && layout.settings.targets.contains(other))
+      defects.push_back(
+          fmt::format("target_modules names {}; LoRA is implemented for the linears of the blocks", other));
+  for (const std::string& wanted : layout.settings.modules_to_save)
+    for (const auto& [name, shape] : shapes) {
+      const std::string module = name.substr(0, name.size() - std::string_view(".weight").size());
+      const bool there = std::any_of(layout.replaced.begin(), layout.replaced.end(),
+                                     [&](auto& r) { return r.name == name; });
+      if (module.ends_with(wanted) && !there)
+        defects.push_back(fmt::format("modules_to_save names {}, but {} is missing", wanted, name));
+    }
+  fail_on(defects, source);
+}
+
+HostTensor load(const SafetensorsFile& file, const TensorInfo& stored, const std::string& name,
+                std::vector<int64_t> shape) {
+  HostTensor tensor{name, DType::f32, std::move(shape), {}};
+  int64_t count = 1;
+  for (const int64_t dim : tensor.shape) count *= dim;
+  tensor.data.resize(static_cast<size_t>(count) * sizeof(float));
+  const std::span<float> values(reinterpret_cast<float*>(tensor.data.data()), static_cast<size_t>(count));
+  file.read(stored, 0, values);
+  for (const float value : values)
+    if (!std::isfinite(value)) fail_input("{}: tensor {} holds {}", file.path().string(), stored.name, value);
+  return tensor;
+}
+
+// Short names ("q_proj") where a kind of module is there in every layer, else full ones.
+std::vector<std::string> compact_names(const std::set<std::string>& modules, int64_t layers) {
+  std::map<std::string, std::vector<std::string>> by_kind;
+  for (const std::string& module : modules) by_kind[module.substr(module.rfind('.') + 1)].push_back(module);
+  std::vector<std::string> result;
+  for (const auto& [kind, full] : by_kind) {
+    const bool block = full.front().find(".layers.") != std::string::npos;
+    if (!block || static_cast<int64_t>(full.size()) == layers)
+      result.push_back(kind);
+    else
+      result.insert(result.end(), full.begin(), full.end());
+  }
+  return result;
+}
+
+int64_t layer_of(const std::string& name) {
+  constexpr std::string_view start = "model.layers.";
+  return name.starts_with(start) ? std::atoll(name.c_str() + start.size()) : -1;
+}
+
+Json config_of(const Adapter& adapter, double alpha, const std::string& base_model_path) {
+  std::set<std::string> targets, saved;
+  int64_t layers = 0;
+  for (const AdapterModule& module : adapter.modules) targets.insert(module.name);
+  for (const auto& [name, tensor] : adapter.replaced) saved.insert(name.substr(0, name.rfind('.')));
+  for (const auto* names : {&targets, &saved})
+    for (const std::string& name : *names) layers = std::max(layers, layer_of(name) + 1);
+  std::vector<std::string> to_save = compact_names(saved, layers);
+  // PEFT takes any module whose name ends so: "norm" alone would also ask for the norms inside the blocks.
+  const auto has = [&](const char* name) {
+    return std::find(to_save.begin(), to_save.end(), name) != to_save.end();
+  };
+  if (has("norm") && !(has("input_layernorm") && has("post_attention_layernorm")))
+    std::replace(to_save.begin(), to_save.end(), std::string("norm"), std::string("model.norm"));
+
+  const int64_t rank = adapter.modules.empty() ? 8 : adapter.modules.front().rank;
+  Json rank_pattern = Json::object();
+  for (const AdapterModule& module : adapter.modules) {
+    if (module.rank != rank) rank_pattern[module.name] = module.rank;
+    const double wanted = alpha / static_cast<double>(module.rank);
+    if (std::fabs(module.scale - wanted) > 1e-9 * std::fabs(wanted))
+      fail_internal("{}: scale {} is not alpha {} / rank {}", module.name, module.scale, alpha, module.rank);
+  }
+  const bool whole = alpha == std::floor(alpha) && alpha < 1e9;
+  return {{"peft_type", "LORA"},
+          {"task_type", "CAUSAL_LM"},
+          {"base_model_name_or_path", base_model_path},
+          {"revision", nullptr},
+          {"inference_mode", true},
+          {"r", rank},
+          {"lora_alpha", whole ? Json(static_cast<int64_t>(alpha)) : Json(alpha)},
+          {"lora_dropout", 0.0},
+          {"bias", "none"},
+          {"fan_in_fan_out", false},
+          {"use_rslora", false},
+          {"use_dora", false},
+          {"init_lora_weights", true},
+          {"target_modules", compact_names(targets, layers)},
+          {"modules_to_save", to_save.empty() ? Json(nullptr) : Json(to_save)},
+          {"rank_pattern", rank_pattern},
+          {"alpha_pattern", Json::object()},
+          {"layers_to_transform", nullptr},
+          {"layers_pattern", nullptr}};
+}
+
+}  // namespace
+
+AdapterLayout read_adapter_layout(const fs::path& directory) {
+  const Json json = read_adapter_json(directory);
+  AdapterSettings settings = parse_adapter_config(json, (directory / kConfigFile).string());
+  return layout_of(SafetensorsFile(weights_path(directory)), std::move(settings));
+}
+
+Adapter read_adapter(const fs::path& directory, const LlamaConfig& base, const std::string& embed_rows) {
+  const std::string config_source = (directory / kConfigFile).string();
+  if (!embed_rows.empty() && embed_rows != "drop" && embed_rows != "keep")
+    fail_usage("--embed-rows: '{}' is not understood; wanted drop or keep", embed_rows);
+  Adapter adapter;
+  adapter.config = read_adapter_json(directory);
+  AdapterSettings settings = parse_adapter_config(adapter.config, config_source);
+  const SafetensorsFile file(weights_path(directory));
+  AdapterLayout layout = layout_of(file, std::move(settings));
+  compare_with_base(layout, base, embed_rows, file.path().string());
+  for (const std::string& key : unknown_adapter_keys(adapter.config))
+    fmt::print(stderr, "{}: note: the setting {} is not known and has no effect\n", config_source,
+               shown(Json(key)));
+
+  const auto stored = [&](const std::string& name) -> const TensorInfo& {
+    return *file.find(std::string(kPrefix) + name);
+  };
+  for (const AdapterLayout::Module& module : layout.modules) {
+    const TensorInfo &a = stored(module.name + ".lora_A.weight"), &b = stored(module.name + ".lora_B.weight");
+    adapter.modules.push_back({module.name, module.rank, module.scale,
+                               load(file, a, module.name + ".lora_A.weight", a.shape),
+                               load(file, b, module.name + ".lora_B.weight", b.shape)});
+  }
+  for (const TensorInfo& info : layout.replaced)
+    adapter.replaced[info.name] = load(file, stored(info.name), info.name, info.shape);
+  return adapter;
+}
+
+void write_adapter(const fs::path& directory, const Adapter& adapter, double alpha,
+                   const std::string& base_model_path) {
+  std::vector<TensorSource> tensors;
+  const auto add = [&](const std::string& name, const HostTensor& tensor) {
+    tensors.push_back({std::string(kPrefix) + name, tensor.dtype, tensor.shape,
+                       [&tensor](const auto& sink) { sink(tensor.data); }});
+  };
+  for (const AdapterModule& module : adapter.modules) {
+    add(module.name + ".lora_A.weight", module.a);
+    add(module.name + ".lora_B.weight", module.b);
+  }
+  for (const auto& [name, tensor] : adapter.replaced) add(name, tensor);
+  const Json config = config_of(adapter, alpha, base_model_path);
+  write_safetensors(directory / kWeightsFile, tensors);
+  write_text_atomically(directory / kConfigFile, config.dump(2) + "\n");
+}
+
+AdapterRunInfo read_run_info(const fs::path& adapter_directory) {
+  const fs::path path = adapter_directory / kRunInfoFile;
+  AdapterRunInfo info;
+  std::error_code error;
+  if (!fs::exists(path, error)) return info;
+  const Json json = read_json(path, int64_t{1} << 16);
+  const JsonFields fields(json, path.string());
+  info.context = fields.integer_or("context", 0, 1, int64_t{1} << 40);
+  // 0: this file is ours and names the original context wherever the formula needs it.
+  if (fields.has("rope_scaling"))
+    info.rope = parse_rope_object(json["rope_scaling"], 0, path.string() + ": rope_scaling");
+  return info;
+}
+
+void write_run_info(const fs::path& adapter_directory, const AdapterRunInfo& info) {
+  Json json = Json::object();
+  if (info.rope) json["rope_scaling"] = rope_object(*info.rope);
+  if (info.context != 0) json["context"] = info.context;
+  write_text_atomically(adapter_directory / kRunInfoFile, json.dump(2) + "\n");
+}
+
+}  // namespace sinklora

@@ -1,0 +1,316 @@
+#include "model/peft_adapter.h"
+
+#include <doctest/doctest.h>
+
+#include <cmath>
+
+#include "model/merge.h"
+#include "test/model/files.h"
+#include "test/temporary.h"
+
+using namespace sinklora;
+using namespace sinklora::test;
+namespace fs = std::filesystem;
+
+namespace {
+
+LlamaConfig base_config(const std::string& name = "base") { return read_config(golden("peft/" + name)); }
+
+void check_contains(const std::string& text, const std::string& part) {
+  CHECK_MESSAGE(text.find(part) != std::string::npos, text);
+}
+
+// A copy of the recorded LongLoRA adapter whose config or weights can be spoilt.
+struct Copy {
+  TemporaryDirectory folder;
+  explicit Copy(const std::string& name = "longlora") {
+    for (const char* file : {"adapter_config.json", "adapter_model.safetensors"})
+      fs::copy_file(golden("peft/" + name) / file, folder / file);
+  }
+  void set(const std::string& key, const Json& value) const {
+    Json json = read_json(folder / "adapter_config.json");
+    json[key] = value;
+    write_text_atomically(folder / "adapter_config.json", json.dump());
+  }
+  std::string error(const std::string& embed_rows = "") const {
+    return error_of([&] { read_adapter(folder.path(), base_config(), embed_rows); });
+  }
+  // The weights after `change` on their list.
+  template <class Change>
+  void weights(Change change) const {
+    std::vector<HostTensor> tensors;
+    {
+      const SafetensorsFile file(folder / "adapter_model.safetensors");
+      for (const TensorInfo& info : file.tensors())
+        tensors.push_back({info.name, info.dtype, info.shape, bytes_of(file, info.name)});
+    }
+    change(tensors);
+    write_safetensors(folder / "adapter_model.safetensors", tensors);
+  }
+};
+
+HostTensor& named(std::vector<HostTensor>& tensors, const std::string& part) {
+  for (HostTensor& tensor : tensors)
+    if (tensor.name.find(part) != std::string::npos) return tensor;
+  fail_internal("no tensor {}", part);
+}
+
+}  // namespace
+
+TEST_CASE("adapter: those that PEFT saved give PEFT's own delta, with every kind of pattern") {
+  for (const char* name : {"longlora", "patterns", "expression", "tied"}) {
+    CAPTURE(name);
+    const fs::path directory = golden("peft/") / name;
+    const Adapter adapter =
+        read_adapter(directory, base_config(name == std::string("tied") ? "base_tied" : "base"));
+    const SafetensorsFile expected(directory / "expected.safetensors");
+    size_t deltas = 0;
+    for (const TensorInfo& info : expected.tensors()) deltas += info.name.starts_with("delta.");
+    CHECK(adapter.modules.size() == deltas);
+    for (const AdapterModule& module : adapter.modules) {
+      const std::vector<float> wanted = floats_of(expected, "delta." + module.name + ".weight"),
+                               a = floats_of(module.a), b = floats_of(module.b);
+      const auto in = static_cast<size_t>(module.a.shape[1]), rank = static_cast<size_t>(module.rank);
+      REQUIRE(wanted.size() == in * static_cast<size_t>(module.b.shape[0]));
+      double worst = 0;
+      for (size_t i = 0; i < wanted.size(); ++i) {
+        double sum = 0, magnitude = 0;
+        for (size_t r = 0; r < rank; ++r) {
+          const double product = module.scale * b[i / in * rank + r] * a[r * in + i % in];
+          sum += product;
+          magnitude += std::fabs(product);
+        }
+        worst = std::max(worst, std::fabs(sum - wanted[i]) / magnitude);
+      }
+      // PEFT adds up to five products in float and scales the sum: six roundings.
+      CHECK(worst < 6 * 0x1p-24);
+    }
+  }
+}
+
+TEST_CASE("adapter: replaced tensors have their name in the base") {
+  const Adapter longlora = read_adapter(golden("peft/longlora"), base_config());
+  CHECK(longlora.replaced.size() == 6);
+  CHECK(longlora.replaced.contains("model.embed_tokens.weight"));
+  CHECK(longlora.replaced.contains("model.layers.1.post_attention_layernorm.weight"));
+  const Adapter expression = read_adapter(golden("peft/expression"), base_config());
+  CHECK(expression.replaced.size() == 2);
+  CHECK(expression.replaced.contains("lm_head.weight"));
+  CHECK(expression.modules.at(0).name == "model.layers.1.self_attn.q_proj");
+  CHECK(expression.modules.at(0).scale == 1.5);
+}
+
+TEST_CASE("adapter: what we write has PEFT's keys, shapes and settings, and reads back equal") {
+  for (const char* name : {"longlora", "tied", "expression"}) {
+    CAPTURE(name);
+    const LlamaConfig base = base_config(name == std::string("tied") ? "base_tied" : "base");
+    const Adapter adapter = read_adapter(golden("peft/") / name, base);
+    const double alpha = adapter.config["lora_alpha"].get<double>();
+    const TemporaryDirectory folder;
+    write_adapter(folder.path(), adapter, alpha, "some/base");
+    const SafetensorsFile ours(folder / "adapter_model.safetensors"),
+        theirs(golden("peft/") / name / "adapter_model.safetensors");
+    REQUIRE(ours.tensors().size() == theirs.tensors().size());
+    for (const TensorInfo& info : theirs.tensors()) {
+      REQUIRE(ours.find(info.name));
+      CHECK(ours.find(info.name)->shape == info.shape);
+      CHECK(bytes_of(ours, info.name) == bytes_of(theirs, info.name));
+      CHECK(info.name.find("default") == std::string::npos);
+      CHECK(info.name.find("modules_to_save") == std::string::npos);
+    }
+    const Json config = read_json(folder / "adapter_config.json");
+    for (const auto& [key, value] : config.items()) {
+      CAPTURE(key);
+      CHECK(adapter.config.contains(key));
+      if (key == "target_modules" || key == "modules_to_save" || key == "base_model_name_or_path") continue;
+      CHECK(value == adapter.config[key]);
+    }
+    CHECK(config["base_model_name_or_path"] == "some/base");
+    const Adapter again = read_adapter(folder.path(), base);
+    CHECK(again.modules.size() == adapter.modules.size());
+    CHECK(again.replaced.size() == adapter.replaced.size());
+  }
+}
+
+TEST_CASE(
+    "adapter: names in the config are short where a kind is complete, and never ask PEFT for more than there "
+    "is") {
+  Adapter adapter = read_adapter(golden("peft/longlora"), base_config());
+  const TemporaryDirectory folder;
+  const auto written = [&] {
+    write_adapter(folder.path(), adapter, 8.0, "");
+    return read_json(folder / "adapter_config.json");
+  };
+  CHECK(written()["target_modules"] == Json({"k_proj", "o_proj", "q_proj", "v_proj"}));
+  CHECK(written()["modules_to_save"] ==
+        Json({"embed_tokens", "input_layernorm", "norm", "post_attention_layernorm"}));
+  adapter.replaced.erase("model.layers.0.input_layernorm.weight");
+  CHECK(written()["modules_to_save"] ==
+        Json({"embed_tokens", "model.layers.1.input_layernorm", "model.norm", "post_attention_layernorm"}));
+  adapter.modules[0].rank = 2;  // layer 0, q_proj
+  adapter.modules[0].scale = 4.0;
+  adapter.modules[0].a = host_tensor("a", {2, 16}, std::vector<float>(32, 1.f));
+  adapter.modules[0].b = host_tensor("b", {16, 2}, std::vector<float>(32, 1.f));
+  adapter.modules.pop_back();  // layer 1, o_proj
+  const Json config = written();
+  CHECK(config["r"] == 2);
+  CHECK(config["rank_pattern"].size() == 6);
+  CHECK(config["target_modules"] == Json({"k_proj", "model.layers.0.self_attn.o_proj", "q_proj", "v_proj"}));
+  const Adapter again = read_adapter(folder.path(), base_config());
+  CHECK(again.modules.at(0).rank == 2);
+  CHECK(again.modules.at(0).scale == 4.0);
+  adapter.modules[1].scale = 3.0;
+  CHECK_THROWS_AS(write_adapter(folder.path(), adapter, 8.0, ""), Error);
+}
+
+TEST_CASE("adapter: variants that are not plain LoRA are refused by name, switched-off ones are not") {
+  const Copy copy;
+  for (const char* key : {"use_dora", "lora_bias", "fan_in_fan_out", "use_qalora"}) {
+    copy.set(key, true);
+    check_contains(copy.error(), key);
+    copy.set(key, false);
+  }
+  for (const char* key :
+       {"layer_replication", "target_parameters", "alora_invocation_tokens", "trainable_token_indices"}) {
+    copy.set(key, Json::array({1}));
+    check_contains(copy.error(), key);
+    copy.set(key, Json::array());
+  }
+  for (const char* key : {"loftq_config", "eva_config", "corda_config", "megatron_config"}) {
+    copy.set(key, {{"x", 1}});
+    check_contains(copy.error(), key);
+    copy.set(key, Json::object());
+  }
+  const auto once = [&](const char* key, const Json& value, const Json& fine) {
+    copy.set(key, value);
+    check_contains(copy.error(), key);
+    copy.set(key, fine);
+  };
+  once("bias", "all", "none");
+  once("init_lora_weights", "pissa", "gaussian");
+  once("peft_type", "IA3", "LORA");
+  once("r", 0, 4);
+  once("r", 1e3, 4);
+  once("lora_alpha", "8", 8);
+  once("use_rslora", 1, false);
+  once("modules_to_save", "norm", Json::array({"norm", "embed_tokens"}));
+  once("modules_to_save", Json::array({1}), Json::array({"norm", "embed_tokens"}));
+  once("target_modules", 3, Json::array({"q_proj", "k_proj", "v_proj", "o_proj"}));
+  once("rank_pattern", {{"q_proj", -1}}, nullptr);
+  once("rank_pattern", Json::array({1}), nullptr);
+  once("layers_to_transform", "x", nullptr);
+  once("target_modules", "(q_proj", ".*_proj");
+  copy.set("target_modules", Json::array({"q_proj", "k_proj", "v_proj", "o_proj"}));
+  CHECK(copy.error().empty());
+  write_bytes(copy.folder / "adapter_config.json", std::string(100'000, '['));
+  check_contains(copy.error(), "nesting");
+}
+
+TEST_CASE("adapter: expressions that would run for ever are stopped") {
+  const Copy copy;
+  copy.set("target_modules", "(([a-z0-9._]+)*)*[^a-z]");
+  check_contains(copy.error(), "reasonable time");
+  copy.set("target_modules", std::string(100'000, '('));
+  check_contains(copy.error(), "expression of 100000 bytes");
+  copy.set("target_modules", std::string(10'000, '('));
+  check_contains(copy.error(), "no regular expression");
+}
+
+TEST_CASE("adapter: config, weights and base must agree") {
+  const auto spoilt = [](auto change) {
+    const Copy copy;
+    copy.weights(change);
+    return copy.error();
+  };
+  check_contains(spoilt([](auto& t) { named(t, "layers.0.self_attn.q_proj.lora_A").name += "x"; }),
+                 "not understood");
+  check_contains(
+      spoilt([](auto& t) { named(t, "layers.0.self_attn.q_proj.lora_A").name = "q_proj.lora_A.weight"; }),
+      "does not begin with");
+  check_contains(spoilt([](auto& t) {
+                   named(t, "layers.0.self_attn.q_proj.lora_A").name =
+                       "base_model.model.lm_head.lora_A.weight";
+                 }),
+                 "seven linears");
+  check_contains(spoilt([](auto& t) {
+                   named(t, "layers.1.self_attn.q_proj.lora_B").name = "base_model.model.x.lora_embedding_B";
+                 }),
+                 "not understood");
+  check_contains(spoilt([](auto& t) {
+                   t.erase(t.begin() + (&named(t, "layers.1.self_attn.v_proj.lora_B") - t.data()));
+                 }),
+                 "model.layers.1.self_attn.v_proj has lora_A without lora_B");
+  check_contains(spoilt([](auto& t) {
+                   std::erase_if(t, [](auto& x) {
+                     return x.name.find("layers.1.self_attn.v_proj") != std::string::npos;
+                   });
+                 }),
+                 "target_modules names model.layers.1.self_attn.v_proj");
+  check_contains(spoilt([](auto& t) {
+                   std::erase_if(t, [](auto& x) { return x.name.find("model.norm") != std::string::npos; });
+                 }),
+                 "modules_to_save names norm");
+  check_contains(spoilt([](auto& t) { named(t, "model.norm").shape = {4, 4}; }), "has shape [4, 4]");
+  check_contains(spoilt([](auto& t) { named(t, "model.norm").name = "base_model.model.model.extra.weight"; }),
+                 "no tensor of the base");
+  check_contains(spoilt([](auto& t) {
+                   for (const char* half : {"lora_A", "lora_B"}) {
+                     HostTensor& tensor = named(t, std::string("layers.0.self_attn.q_proj.") + half);
+                     tensor.name.replace(tensor.name.find("layers.0"), 8, "layers.7");
+                   }
+                 }),
+                 "model.layers.7.self_attn.q_proj is no module of the base");
+  check_contains(spoilt([](auto& t) {
+                   named(t, "layers.0.self_attn.q_proj.lora_A").shape = {16, 4};
+                 }),
+                 "do not have the rank 4");
+  check_contains(spoilt([](auto& t) {
+                   const float nan = std::nanf("");
+                   std::memcpy(named(t, "layers.0.self_attn.q_proj.lora_A").data.data(), &nan, 4);
+                 }),
+                 "holds nan");
+  const Copy copy;
+  copy.set("target_modules", Json::array({"q_proj"}));
+  check_contains(copy.error(), "target_modules does not name it");
+  copy.set("target_modules", Json::array({"q_proj", "k_proj", "v_proj", "o_proj", "up_proj"}));
+  check_contains(copy.error(), "target_modules names model.layers.0.mlp.up_proj");
+  copy.set("layers_to_transform", Json::array({1}));
+  check_contains(copy.error(), "target_modules does not name it");
+  fs::rename(copy.folder / "adapter_model.safetensors", copy.folder / "adapter_model.bin");
+  check_contains(copy.error(), "weights_only=True");
+}
+
+TEST_CASE("adapter: more embedding rows than the base are refused unless it is said what to do") {
+  const Copy copy;
+  copy.weights([](auto& tensors) {
+    HostTensor& embedding = named(tensors, "embed_tokens");
+    embedding.shape[0] += 1;
+    embedding.data.resize(embedding.data.size() + 16 * sizeof(float));
+  });
+  check_contains(copy.error(), "--embed-rows");
+  const auto embedding = [&](const char* rows) {
+    return read_adapter(copy.folder.path(), base_config(), rows).replaced.at("model.embed_tokens.weight");
+  };
+  CHECK(embedding("drop").shape == std::vector<int64_t>{24, 16});
+  CHECK(floats_of(embedding("drop")) ==
+        floats_of(
+            read_adapter(golden("peft/longlora"), base_config()).replaced.at("model.embed_tokens.weight")));
+  CHECK(embedding("keep").shape == std::vector<int64_t>{25, 16});
+  CHECK(!error_of([&] { embedding("both"); }, ExitCode::usage).empty());
+}
+
+TEST_CASE("adapter: how it was trained is kept beside it") {
+  const TemporaryDirectory folder;
+  CHECK(!read_run_info(folder.path()).rope);
+  CHECK(read_run_info(folder.path()).context == 0);
+  for (const char* text : {"none", "linear:8", "dynamic:2", "yarn:4", "llama3:8"}) {
+    const RopeScaling rope = parse_rope_scaling(text, base_config(), 0);
+    write_run_info(folder.path(), {rope, 32768});
+    const AdapterRunInfo info = read_run_info(folder.path());
+    REQUIRE(info.rope);
+    CHECK(*info.rope == rope);
+    CHECK(info.context == 32768);
+  }
+  write_bytes(folder / "sinklora.json", R"({"rope_scaling":{"rope_type":"longrope"}})");
+  check_contains(error_of([&] { read_run_info(folder.path()); }), "longrope");
+}

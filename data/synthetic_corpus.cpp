@@ -17,15 +17,13 @@ namespace {
 using std::string_view;
 
 // The words. A tiny byte-level model shall learn the copying and not the spelling: no two keys end in the
-// same two letters, no two surnames begin with the same one.
+// same two letters, and a surname is three random syllables, so that every letter of it rewards looking back.
 constexpr std::array<string_view, 24> kFirstNames = {"Anders", "Bruno", "Clara", "Doran", "Edith", "Felix",
                                                      "Greta",  "Hanna", "Ivor",  "Jonas", "Karin", "Lotte",
                                                      "Maren",  "Nils",  "Oscar", "Piet",  "Quinn", "Ronja",
                                                      "Signe",  "Tilda", "Ulric", "Wendy", "Yusuf", "Emil"};
-constexpr std::array<string_view, 24> kSurnames = {"Abbot",  "Baker",  "Carter", "Dyer",   "Ember",  "Fisher",
-                                                   "Glover", "Holt",   "Irwin",  "Joyner", "Keller", "Loman",
-                                                   "Mercer", "Nolan",  "Osgood", "Porter", "Quick",  "Roper",
-                                                   "Stone",  "Turner", "Upton",  "Vance",  "Weaver", "Young"};
+constexpr string_view kConsonants = "bdfgklmnprstvz", kVowels = "aeiou";
+constexpr int kSyllables = 3;
 constexpr std::array<string_view, 12> kBoats = {"Osprey", "Falcon", "Gull",    "Swift", "Eagle",  "Plover",
                                                 "Dove",   "Finch",  "Kestrel", "Lark",  "Curlew", "Tern"};
 constexpr std::array<string_view, 8> kStrangers = {"The old miller", "A young sailor", "The baker",
@@ -70,13 +68,22 @@ class Draws {
   uint64_t next_;
 };
 
+std::string draw_surname(Draws& draws) {
+  std::string name;
+  for (int i = 0; i < kSyllables; ++i)
+    for (const string_view letters : {kConsonants, kVowels})
+      name += letters[static_cast<size_t>(draws.below(std::ssize(letters)))];
+  name[0] = static_cast<char>(name[0] - 'a' + 'A');
+  return name;
+}
+
 // Everybody has a surname and every boat a number; a document knows the first `count` of them after a
 // shuffle.
 std::vector<Fact> draw_facts(Draws& draws, int64_t count) {
   std::vector<Fact> facts;
   for (const string_view name : kFirstNames)
-    facts.push_back({std::string(name), std::string(draws.one_of(kSurnames)),
-                     fmt::format("What is the surname of {}?", name)});
+    facts.push_back(
+        {std::string(name), draw_surname(draws), fmt::format("What is the surname of {}?", name)});
   for (const string_view boat : kBoats)
     facts.push_back({fmt::format("The boat {}", boat), std::to_string(1000 + draws.below(9000)),
                      fmt::format("What is the number of the boat {}?", boat)});

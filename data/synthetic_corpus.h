@@ -30,7 +30,7 @@ struct FactMention {
 };
 
 struct Fact {
-  std::string key;       // "Maren", "The boat Osprey"
+  std::string key;       // "Maren", "Osprey"
   std::string value;     // "Kadomi", "4817": one blank after the key wherever that occurs
   std::string question;  // "What is the surname of Maren?"
 };

@@ -17,17 +17,15 @@ namespace {
 using std::string_view;
 
 // The words. A tiny byte-level model shall learn the copying and not the spelling: no two keys end in the
-// same two letters, no two surnames begin with the same one.
+// same two letters, and a surname is three random syllables, so that every letter of it rewards looking back.
 constexpr std::array<string_view, 24> kFirstNames = {"Anders", "Bruno", "Clara", "Doran", "Edith", "Felix",
                                                      "Greta",  "Hanna", "Ivor",  "Jonas", "Karin", "Lotte",
                                                      "Maren",  "Nils",  "Oscar", "Piet",  "Quinn", "Ronja",
                                                      "Signe",  "Tilda", "Ulric", "Wendy", "Yusuf", "Emil"};
-constexpr std::array<string_view, 24> kSurnames = {"Abbot",  "Baker",  "Carter", "Dyer",   "Ember",  "Fisher",
-                                                   "Glover", "Holt",   "Irwin",  "Joyner", "Keller", "Loman",
-                                                   "Mercer", "Nolan",  "Osgood", "Porter", "Quick",  "Roper",
-                                                   "Stone",  "Turner", "Upton",  "Vance",  "Weaver", "Young"};
-constexpr std::array<string_view, 12> kBoats = {"Osprey", "Falcon", "Gull",    "Swift", "Eagle",  "Plover",
-                                                "Dove",   "Finch",  "Kestrel", "Lark",  "Curlew", "Tern"};
+constexpr string_view kConsonants = "bdfgklmnprstvz", kVowels = "aeiou";
+constexpr int kSyllables = 3;
+constexpr std::array<string_view, 12> kHorses = {"Osprey", "Falcon", "Gull",    "Swift", "Eagle",  "Plover",
+                                                 "Dove",   "Finch",  "Kestrel", "Lark",  "Curlew", "Tern"};
 constexpr std::array<string_view, 8> kStrangers = {"The old miller", "A young sailor", "The baker",
                                                    "Her brother",    "The teacher",    "My neighbour",
                                                    "A stranger",     "The doctor"};
@@ -36,16 +34,15 @@ constexpr std::array<string_view, 8> kWalked = {"walked", "ran",     "rode",    
 constexpr std::array<string_view, 8> kGoals = {"to the river",    "to the market",  "to the harbour",
                                                "to the church",   "up the hill",    "down the road",
                                                "over the bridge", "into the forest"};
-constexpr std::array<string_view, 4> kLay = {"lay", "waited", "rested", "was seen"};
-constexpr std::array<string_view, 4> kMoorings = {"by the bridge", "in the harbour", "on the river",
-                                                  "at the pier"};
 constexpr std::array<string_view, 8> kTimes = {"at dawn",     "at noon",     "in the evening",  "in the rain",
                                                "after lunch", "before dark", "without a sound", "once more"};
 
+constexpr int64_t kNoFact = -1;
 constexpr int kSentencesInParagraph = 6;
 constexpr int64_t kBytesForEachFact = 250;
-constexpr double kShareOfRecalls = 0.5;
-constexpr int64_t kShortestRecall = 24;  // bytes: about the length of the shortest sentence
+constexpr double kShareOfRecalls = 0.6;   // of the sentences that state nothing
+constexpr double kShareOfMeetings = 0.6;  // of the recalls: two facts in one sentence
+constexpr int64_t kShortestRecall = 24;   // bytes: about the length of the shortest sentence
 
 class Draws {
  public:
@@ -70,16 +67,25 @@ class Draws {
   uint64_t next_;
 };
 
-// Everybody has a surname and every boat a number; a document knows the first `count` of them after a
+std::string draw_surname(Draws& draws) {
+  std::string name;
+  for (int i = 0; i < kSyllables; ++i)
+    for (const string_view letters : {kConsonants, kVowels})
+      name += letters[static_cast<size_t>(draws.below(std::ssize(letters)))];
+  name[0] = static_cast<char>(name[0] - 'a' + 'A');
+  return name;
+}
+
+// Everybody has a surname and every horse a number; a document knows the first `count` of them after a
 // shuffle.
 std::vector<Fact> draw_facts(Draws& draws, int64_t count) {
   std::vector<Fact> facts;
   for (const string_view name : kFirstNames)
-    facts.push_back({std::string(name), std::string(draws.one_of(kSurnames)),
-                     fmt::format("What is the surname of {}?", name)});
-  for (const string_view boat : kBoats)
-    facts.push_back({fmt::format("The boat {}", boat), std::to_string(1000 + draws.below(9000)),
-                     fmt::format("What is the number of the boat {}?", boat)});
+    facts.push_back(
+        {std::string(name), draw_surname(draws), fmt::format("What is the surname of {}?", name)});
+  for (const string_view horse : kHorses)
+    facts.push_back({std::string(horse), std::to_string(1000 + draws.below(9000)),
+                     fmt::format("What is the number of the horse {}?", horse)});
   draws.shuffle(facts);
   facts.resize(static_cast<size_t>(std::clamp<int64_t>(count, 1, std::ssize(facts))));
   return facts;
@@ -93,24 +99,21 @@ class Writer {
   // One sentence; false when it no longer fits.
   bool write_next() {
     const int64_t known = std::ssize(document_.facts);
-    // New facts come evenly over the first third; of the other sentences every second one recalls a fact.
-    if (stated_ < known && stated_ * limit_ <= 3 * size() * known) return mention(stated_++, " is new here.");
-    if (draws_.uniform() < kShareOfRecalls) {
-      const int64_t fact = fact_to_recall();
-      return mention(fact, document_.facts[static_cast<size_t>(fact)].key.starts_with("The boat")
-                               ? fmt::format(" {} {} {}.", draws_.one_of(kLay), draws_.one_of(kMoorings),
-                                             draws_.one_of(kTimes))
-                               : walk());
-    }
-    return append(std::string(draws_.one_of(kStrangers)) + walk());
+    const auto walk = [&] { return fmt::format(" {} {}", draws_.one_of(kWalked), draws_.one_of(kGoals)); };
+    // New facts come evenly over the first third.
+    if (stated_ < known && stated_ * limit_ <= 3 * size() * known) return append(stated_++, " is new here.");
+    if (draws_.uniform() >= kShareOfRecalls)
+      return append(kNoFact,
+                    fmt::format("{}{} {}.", draws_.one_of(kStrangers), walk(), draws_.one_of(kTimes)));
+    const int64_t first = fact_to_recall();
+    if (draws_.uniform() >= kShareOfMeetings) return append(first, walk() + ".");
+    const int64_t second = fact_to_recall();
+    if (first == second) return append(first, walk() + ".");
+    return append(first, " met ", second, fmt::format(" {}.", draws_.one_of(kTimes)));
   }
 
  private:
   int64_t size() const { return std::ssize(document_.text); }
-
-  std::string walk() {
-    return fmt::format(" {} {} {}.", draws_.one_of(kWalked), draws_.one_of(kGoals), draws_.one_of(kTimes));
-  }
 
   // The stated fact whose last mention lies nearest to a distance drawn evenly on a logarithmic scale.
   int64_t fact_to_recall() {
@@ -126,24 +129,33 @@ class Writer {
     return best;
   }
 
-  // A sentence that begins with the fact's key and value.
-  bool mention(int64_t fact, const std::string& rest) {
-    const Fact& the = document_.facts[static_cast<size_t>(fact)];
-    const int64_t offset = size() + std::ssize(the.key) + 1;
-    if (!append(the.key + " " + the.value + rest)) return false;
-    const int64_t before = std::exchange(last_mention_[static_cast<size_t>(fact)], offset);
-    document_.mentions.push_back({fact, offset, before < 0 ? -1 : offset - before});
-    return true;
-  }
-
-  bool append(const std::string& sentence) {
-    if (size() + std::ssize(sentence) + 1 > limit_) {
+  // Appends a sentence in parts: a fact's key and value, or none, then words; twice.
+  bool append(int64_t first, const std::string& words, int64_t second = kNoFact,
+              const std::string& end = "") {
+    const std::string begin = name(first) + words, text = begin + name(second) + end;
+    if (size() + std::ssize(text) + 1 > limit_) {
       document_.text.back() = '\n';
       return false;
     }
-    document_.text += sentence;
+    note(first, size());
+    note(second, size() + std::ssize(begin));
+    document_.text += text;
     document_.text += ++sentences_ % kSentencesInParagraph == 0 ? '\n' : ' ';
     return true;
+  }
+
+  std::string name(int64_t fact) const {
+    if (fact == kNoFact) return {};
+    const Fact& the = document_.facts[static_cast<size_t>(fact)];
+    return the.key + " " + the.value;
+  }
+
+  // Notes a mention of the fact whose key stands at `offset`.
+  void note(int64_t fact, int64_t offset) {
+    if (fact == kNoFact) return;
+    offset += std::ssize(document_.facts[static_cast<size_t>(fact)].key) + 1;
+    const int64_t before = std::exchange(last_mention_[static_cast<size_t>(fact)], offset);
+    document_.mentions.push_back({fact, offset, before < 0 ? -1 : offset - before});
   }
 
   Draws& draws_;

@@ -3,8 +3,9 @@
 // document draws its own facts, so no weights can know them: only a model that reads far back predicts the
 // names and numbers.
 //
-//   Maren Holt is new here. The boat Osprey 4817 is new here. The old miller walked to the river at dawn. ...
-//   ... The boat Osprey 4817 lay by the bridge at noon. Maren Holt came over the bridge in the rain.
+//   Maren Kadomi is new here. The boat Osprey 4817 is new here. The old miller walked to the river at dawn.
+//   ...
+//   ... The boat Osprey 4817 lay by the bridge at noon. Maren Kadomi came over the bridge in the rain.
 #pragma once
 
 #include <cstdint>
@@ -29,8 +30,8 @@ struct FactMention {
 };
 
 struct Fact {
-  std::string key;       // "Maren", "The boat Osprey"
-  std::string value;     // "Holt", "4817": one blank after the key wherever that occurs
+  std::string key;       // "Maren", "Osprey"
+  std::string value;     // "Kadomi", "4817": one blank after the key wherever that occurs
   std::string question;  // "What is the surname of Maren?"
 };
 

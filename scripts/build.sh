@@ -7,7 +7,7 @@ shift
 scripts/setup.sh
 folder=build
 [ "$preset" = release ] || folder=build-$preset
-if [ ! -f "$folder/CMakeCache.txt" ]; then
+if [ ! -f "$folder/build.ninja" ] && [ ! -f "$folder/Makefile" ]; then
   command -v ninja >/dev/null && export CMAKE_GENERATOR=Ninja
   cmake --preset "$preset"
 fi

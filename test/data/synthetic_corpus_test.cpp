@@ -75,8 +75,8 @@ TEST_CASE("no weights can know the values: over many documents a key has every v
   for (uint64_t index = 0; index < 400; ++index)
     for (const Fact& fact : synthetic_document({}, index).facts) values[fact.key].insert(fact.value);
   REQUIRE(values.size() == 36);
-  CHECK(values["Maren"].size() == 24);
-  CHECK(values["The boat Osprey"].size() > 100);
+  CHECK(values["Maren"].size() > 100);
+  CHECK(values["Osprey"].size() > 100);
 }
 
 TEST_CASE("documents have the lengths asked for, in plain ASCII lines") {

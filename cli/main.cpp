@@ -32,6 +32,8 @@ int main(int argc, char** argv) {
   CLI::App app{"sinklora: long-context fine-tuning of LLaMA with SF-Attn and LoRA+"};
   app.set_version_flag("--version", SINKLORA_VERSION);
   app.require_subcommand(1);
+  add_tokenize(app);
+  add_inspect(app);
   app.footer("Exit codes: 0 done, 2 wrong command line, 3 broken input, 4 does not fit into memory,\n"
              "5 non-finite loss, 6 a peer failed, 70 a defect of this program, 75 saved on a signal.");
   app.set_config("--config", "", "read options from a TOML file; the command line wins over it");

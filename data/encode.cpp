@@ -1,0 +1,112 @@
+#include "data/encode.h"
+
+#include <algorithm>
+
+#include "base/error.h"
+#include "data/prompts.h"
+
+namespace sinklora {
+namespace {
+
+// A string of a record; null and, where it is optional, a missing key are the empty string.
+std::string text_of(const Json& json, const char* key, bool optional, const std::string& place) {
+  const auto found = json.find(key);
+  if (found == json.end()) {
+    if (optional) return {};
+    fail_input("{}: \"{}\" is missing", place, key);
+  }
+  if (found->is_null()) return {};
+  if (!found->is_string()) fail_input("{}: \"{}\" is not a string", place, key);
+  return found->get<std::string>();
+}
+
+}  // namespace
+
+DocumentEncoder::DocumentEncoder(const Tokenizer& tokenizer, EncodeOptions options)
+    : tokenizer_(tokenizer), options_(std::move(options)) {}
+
+void DocumentEncoder::add_token(EncodedDocument& document, int32_t id, bool scored) const {
+  if (id < 0) return;  // this tokenizer has no such token
+  document.ids.push_back(id);
+  document.scored.push_back(scored);
+}
+
+void DocumentEncoder::add_text(EncodedDocument& document, std::string_view text, bool scored) const {
+  const std::vector<int32_t> ids = tokenizer_.encode(text);
+  document.ids.insert(document.ids.end(), ids.begin(), ids.end());
+  document.scored.resize(document.ids.size(), scored);
+}
+
+void DocumentEncoder::encode_instruction(const Json& json, const std::string& place,
+                                         EncodedDocument& document) const {
+  const std::string prompt =
+      instruction_prompt(options_.template_name, text_of(json, "instruction", false, place),
+                         text_of(json, "input", true, place));
+  const std::string answer = text_of(json, "output", false, place);
+  if (tokenizer_.add_bos) add_token(document, tokenizer_.bos_id, false);
+  const size_t start = document.ids.size();
+  if (options_.longlora_seam) {
+    add_text(document, prompt + answer, true);
+    const size_t seam = std::min(start + tokenizer_.encode(prompt).size(), document.ids.size());
+    std::fill(document.scored.begin(), document.scored.begin() + static_cast<std::ptrdiff_t>(seam), 0);
+  } else {
+    add_text(document, prompt, false);
+    add_text(document, answer, true);
+  }
+  add_token(document, tokenizer_.eos_id, true);
+}
+
+void DocumentEncoder::encode_chat(const Json& json, const std::string& place,
+                                  EncodedDocument& document) const {
+  const auto list = json.find("messages");
+  if (list == json.end() || !list->is_array()) fail_input("{}: \"messages\" is no list", place);
+  std::vector<ChatMessage> messages;
+  for (const Json& message : *list) {
+    if (!message.is_object()) fail_input("{}: a message is no object", place);
+    messages.push_back({text_of(message, "role", false, place), text_of(message, "content", false, place)});
+  }
+  using Kind = PromptPiece::Kind;
+  for (const PromptPiece& piece : chat_prompt(options_.template_name, messages, place)) {
+    if (piece.kind == Kind::text)
+      add_text(document, piece.text, piece.scored);
+    else if (piece.kind == Kind::eos)
+      add_token(document, tokenizer_.eos_id, piece.scored);
+    else if (tokenizer_.add_bos)
+      add_token(document, tokenizer_.bos_id, piece.scored);
+  }
+}
+
+EncodedDocument DocumentEncoder::encode(const Record& record) const {
+  EncodedDocument document;
+  Json json;
+  if (record.is_json) {
+    json = parse_json(record.bytes, record.place);
+    if (!json.is_object()) fail_input("{}: not a JSON object", record.place);
+  }
+  if (options_.format == "text") {
+    const std::string text = record.is_json ? text_of(json, "text", false, record.place) : record.bytes;
+    if (text.empty()) return {{}, {}, false, true};
+    if (tokenizer_.add_bos) add_token(document, tokenizer_.bos_id, true);
+    add_text(document, text, true);
+    add_token(document, tokenizer_.eos_id, true);
+  } else if (options_.format == "alpaca") {
+    encode_instruction(json, record.place, document);
+  } else {
+    encode_chat(json, record.place, document);
+  }
+
+  const auto context = static_cast<size_t>(options_.context);
+  if (options_.format != "text" && document.ids.size() > context) {
+    document.truncated = !options_.drop_too_long;
+    const size_t keep = options_.drop_too_long ? 0 : context;
+    document.ids.resize(keep);
+    document.scored.resize(keep);
+  }
+  // The first token is predicted from nothing: it is never scored.
+  if (document.ids.empty() ||
+      std::find(document.scored.begin() + 1, document.scored.end(), 1) == document.scored.end())
+    document = {{}, {}, false, true};
+  return document;
+}
+
+}  // namespace sinklora

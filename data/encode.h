@@ -1,0 +1,53 @@
+// From one record of the input to token ids, each marked as scored or not.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "base/json.h"
+#include "data/documents.h"
+#include "data/tokenizer.h"
+
+namespace sinklora {
+
+struct EncodeOptions {
+  std::string format = "text";         // text, alpaca, chat
+  std::string template_name = "none";  // of alpaca and chat
+  bool longlora_seam = false;          // alpaca: tokenize prompt and answer in one go, see below
+  bool drop_too_long = false;  // alpaca, chat: drop what exceeds `context`, rather than cutting its end off
+  int64_t context = 0;
+};
+
+struct EncodedDocument {
+  std::vector<int32_t> ids;
+  std::vector<uint8_t> scored;  // 1: a token to be predicted
+  bool truncated = false;
+  bool dropped = false;  // too long, or nothing of it would be scored; `ids` is empty
+};
+
+// text:   [BOS] text [EOS], all scored; a JSON record is {"text": ...}.
+// alpaca: {"instruction", "output", "input"?}, null being empty: prompt not scored, answer and EOS scored.
+// The two are
+//         tokenized apart, as they are when the model answers. LongLoRA tokenizes them together and counts
+//         the prompt's tokens apart, so that a merge across the seam shifts the boundary; `longlora_seam`
+//         repeats that.
+// chat:   {"messages": [{"role", "content"}, ...]}, the assistant's turns scored.
+// BOS comes first where the tokenizer adds one. Texts of alpaca and chat longer than `context` are cut or
+// dropped.
+class DocumentEncoder {
+ public:
+  DocumentEncoder(const Tokenizer& tokenizer, EncodeOptions options);
+  EncodedDocument encode(const Record& record) const;  // thread-safe
+
+ private:
+  void add_text(EncodedDocument& document, std::string_view text, bool scored) const;
+  void add_token(EncodedDocument& document, int32_t id, bool scored) const;
+  void encode_instruction(const Json& json, const std::string& place, EncodedDocument& document) const;
+  void encode_chat(const Json& json, const std::string& place, EncodedDocument& document) const;
+
+  const Tokenizer& tokenizer_;
+  EncodeOptions options_;
+};
+
+}  // namespace sinklora

@@ -1,0 +1,60 @@
+#include "data/token_stream.h"
+
+#include <array>
+#include <bit>
+#include <cstring>
+
+#include "base/error.h"
+
+namespace sinklora {
+
+static_assert(std::endian::native == std::endian::little, "token streams and HDF5 rows are read as they lie");
+
+TokenStream::TokenStream(const std::filesystem::path& path) : file_(path) {
+  std::array<int32_t, 256> header{};
+  const bool long_enough = file_.read_some(0, std::as_writable_bytes(std::span(header))) == sizeof(header);
+  const bool narrow_tokens = header[0] == 20240520, wide_tokens = header[0] == 20240801;
+  if (long_enough && (narrow_tokens || wide_tokens)) {
+    if (header[1] != (narrow_tokens ? 1 : 7))
+      fail_input("{}: llm.c tokens of version {}; version {} is read", path.string(), header[1],
+                 narrow_tokens ? 1 : 7);
+    header_bytes_ = sizeof(header);
+    token_bytes_ = narrow_tokens ? 2 : 4;
+    if (header[2] < 0 || header[2] > (file_.size() - header_bytes_) / token_bytes_)
+      fail_input("{}: its header says {} tokens, but there are {}", path.string(), header[2],
+                 (file_.size() - header_bytes_) / token_bytes_);
+    size_ = header[2];
+  } else {
+    size_ = file_.size() / token_bytes_;
+  }
+  rest_bytes_ = file_.size() - header_bytes_ - size_ * token_bytes_;
+}
+
+std::vector<int32_t> TokenStream::read(int64_t offset, int64_t count, int64_t vocab_size) const {
+  if (offset < 0 || count < 0 || offset > size_ - count)
+    fail_internal("{}: tokens {} .. {} of {} asked for", path().string(), offset, offset + count, size_);
+  std::vector<std::byte> bytes(static_cast<size_t>(count * token_bytes_));
+  file_.read(header_bytes_ + offset * token_bytes_, bytes);
+  std::vector<int32_t> ids(static_cast<size_t>(count));
+  for (size_t i = 0; i < ids.size(); ++i) {
+    uint32_t id = 0;
+    std::memcpy(&id, bytes.data() + i * static_cast<size_t>(token_bytes_), static_cast<size_t>(token_bytes_));
+    if (id > INT32_MAX || (vocab_size > 0 && id >= static_cast<uint64_t>(vocab_size)))
+      fail_input(
+          "{}: token {} at position {} is outside the model's vocabulary of {}; was it written with the "
+          "model's own tokenizer?",
+          path().string(), id, offset + static_cast<int64_t>(i), vocab_size);
+    ids[i] = static_cast<int32_t>(id);
+  }
+  return ids;
+}
+
+std::string TokenStream::describe() const {
+  std::string text = header_bytes_ > 0 ? fmt::format("llm.c token stream of uint{}", 8 * token_bytes_)
+                                       : std::string("headerless token stream of uint16");
+  text += fmt::format(", {} tokens", size_);
+  if (rest_bytes_ > 0) text += fmt::format(", {} bytes behind them left out", rest_bytes_);
+  return text;
+}
+
+}  // namespace sinklora

@@ -1,0 +1,54 @@
+// The directory of one tokenize run: what is there already, what has been finished, and the move into place.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <vector>
+
+#include "base/json.h"
+#include "data/documents.h"
+#include "data/manifest.h"
+
+namespace sinklora {
+
+// Where a run stands after a shard.
+struct RunPosition {
+  RecordPosition record;                              // the record to go on with
+  int64_t consumed = 0;                               // its tokens that are in rows already
+  int64_t documents = 0, truncated = 0, dropped = 0;  // counted so far
+};
+
+class TokenizeRun {
+ public:
+  // Locks `out` against a second run, and reads what an earlier start of this run left. `run` describes the
+  // run: inputs, options, tokenizer. Throws Error(usage) when `out` holds something else.
+  TokenizeRun(std::filesystem::path out, Json run);
+  ~TokenizeRun();
+  TokenizeRun(const TokenizeRun&) = delete;
+  TokenizeRun& operator=(const TokenizeRun&) = delete;
+
+  bool finished() const { return finished_; }  // `out` holds the whole result already
+  const std::vector<ShardEntry>& shards() const { return shards_; }
+  const RunPosition& position() const { return position_; }
+
+  std::filesystem::path next_shard() const;  // the file to write
+  void add(const ShardEntry& shard, const RunPosition& position);
+  void finish(Json manifest);  // adds the shards, moves all into place
+  void discard();              // removes all that was written: the input is broken
+
+ private:
+  void read_finished();
+  void read_state();
+  void refuse_other(const Json& found) const;
+  std::filesystem::path place_of(const std::string& shard) const;
+
+  std::filesystem::path out_, work_;
+  Json run_;
+  int lock_ = -1;
+  bool created_ = false, finished_ = false;
+  std::vector<ShardEntry> shards_;
+  std::vector<RunPosition> positions_;  // after each shard
+  RunPosition position_;
+};
+
+}  // namespace sinklora

@@ -11,6 +11,7 @@
 #include "base/json.h"
 #include "base/machine.h"
 #include "base/progress.h"
+#include "cli/output.h"
 #include "cli/verbs.h"
 #include "kernels/cpu/blas_info.h"
 
@@ -73,12 +74,7 @@ void add_env(CLI::App& app) {
       "Exit codes: 0 done, 2 wrong command line, 3 the file cannot be written.");
   verb.callback([json] {
     const Json found = environment();
-    if (json->empty())
-      print(found);
-    else if (*json == "-")
-      fmt::print("{}\n", found.dump(2));
-    else
-      write_text_atomically(*json, found.dump(2) + "\n");
+    if (!write_result(*json, found)) print(found);
   });
 }
 

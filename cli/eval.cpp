@@ -6,7 +6,6 @@
 #include "cli/option_checks.h"
 #include "cli/output.h"
 #include "cli/verbs.h"
-#include "data/token_stream.h"
 #include "eval/perplexity.h"
 #include "model/attention_options.h"
 
@@ -26,7 +25,7 @@ Perplexity measure(const PerplexityCommand& c, Llama& model, const AttentionPatt
   const bool quiet = c.json == "-";
   const int64_t vocab = model.config().vocab_size;
   if (c.protocol == "sliding")
-    return perplexity_sliding(model, read_token_stream(c.data, vocab), pattern, c.inference.context, c.stride, !quiet);
+    return perplexity_sliding(model, read_all_tokens(c.data, vocab), pattern, c.inference.context, c.stride, !quiet);
   const auto dataset = open_dataset(c.data, {c.inference.context, vocab, c.separate_documents, "", true});
   return perplexity_blocks(model, *dataset, pattern, c.inference.batch, !quiet);
 }

@@ -8,7 +8,7 @@
 
 #include "base/error.h"
 #include "base/progress.h"
-#include "cli/json_output.h"
+#include "cli/output.h"
 #include "cli/option_checks.h"
 #include "cli/verbs.h"
 #include "data/tokenize.h"
@@ -54,7 +54,7 @@ void run(const Arguments& arguments) {
   const TokenizeOptions options = resolve(arguments);
   const std::unique_ptr<Tokenizer> tokenizer = open_tokenizer(arguments.tokenizer);
   const TokenizeSummary summary = tokenize_files(*tokenizer, options);
-  write_json_output(arguments.json, to_json(summary));
+  write_result(arguments.json, to_json(summary));
   std::FILE* out = arguments.json == "-" ? stderr : stdout;
   fmt::print(out, "{}: {} rows of {} tokens in {} shard{}", arguments.out, summary.rows, arguments.context,
              summary.shards, summary.shards == 1 ? "" : "s");
@@ -102,8 +102,8 @@ void add_tokenize(CLI::App& app) {
   a.too_long_option->group("Rows");
 
   verb->add_option("--template", a.template_name,
-                   "what surrounds an instruction [llama2 for alpaca and chat]")
-      ->check(CLI::IsMember({"llama2", "alpaca", "none"}))
+                   "what surrounds instructions (llama2, alpaca, none) and chats (llama2, llama3, chatml, alpaca) [llama2]")
+      ->check(CLI::IsMember({"llama2", "llama3", "chatml", "alpaca", "none"}))
       ->type_name("WORD")
       ->group("Prompts");
   add_choice(*verb, "--mask-compat", a.mask_compat,

@@ -200,6 +200,20 @@ std::unique_ptr<Dataset> open_dataset(const fs::path& path, const DatasetOptions
   fail_input("{}: neither a directory of shards, nor .h5, nor .bin", path.string());
 }
 
+std::vector<int32_t> read_all_tokens(const fs::path& path, int64_t vocab_size) {
+  if (path.extension() == ".bin") {
+    const TokenStream stream(path);
+    return stream.read(0, stream.size(), vocab_size);
+  }
+  const std::unique_ptr<Dataset> rows = open_dataset(path, {0, vocab_size, false, "", true});
+  std::vector<int32_t> tokens;
+  for (int64_t i = 0; i < rows->size(); ++i) {
+    const Sample row = rows->read(i);
+    tokens.insert(tokens.end(), row.ids.begin(), row.ids.end());
+  }
+  return tokens;
+}
+
 Batch make_batch(const std::vector<Sample>& samples, const std::vector<int64_t>& sample_ids) {
   Batch batch;
   batch.sample_ids = sample_ids;

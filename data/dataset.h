@@ -39,6 +39,10 @@ class Dataset {
 // A directory of HDF5 shards, one .h5 file, or a headerless uint16 stream (.bin).
 std::unique_ptr<Dataset> open_dataset(const std::filesystem::path& path, const DatasetOptions& options);
 
+// All tokens of a data set behind one another, as the sliding perplexity protocol wants them: a .bin stream as it is,
+// or the real tokens of every row of shards.
+std::vector<int32_t> read_all_tokens(const std::filesystem::path& path, int64_t vocab_size);
+
 // What one forward pass works on: sequences back to back, no padding.
 struct Batch {
   std::vector<int32_t> ids, targets, positions;  // [T]; positions restart at 0 in every sequence

@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "base/error.h"
-#include "data/prompts.h"
+#include "data/templates.h"
 
 namespace sinklora {
 namespace {
@@ -40,7 +40,7 @@ void DocumentEncoder::add_text(EncodedDocument& document, std::string_view text,
 void DocumentEncoder::encode_instruction(const Json& json, const std::string& place,
                                          EncodedDocument& document) const {
   const std::string prompt =
-      instruction_prompt(options_.template_name, text_of(json, "instruction", false, place),
+      instruction_prompt(instruction_template(options_.template_name), text_of(json, "instruction", false, place),
                          text_of(json, "input", true, place));
   const std::string answer = text_of(json, "output", false, place);
   if (tokenizer_.add_bos) add_token(document, tokenizer_.bos_id, false);
@@ -60,19 +60,18 @@ void DocumentEncoder::encode_chat(const Json& json, const std::string& place,
                                   EncodedDocument& document) const {
   const auto list = json.find("messages");
   if (list == json.end() || !list->is_array()) fail_input("{}: \"messages\" is no list", place);
-  std::vector<ChatMessage> messages;
+  std::vector<Message> messages;
   for (const Json& message : *list) {
     if (!message.is_object()) fail_input("{}: a message is no object", place);
     messages.push_back({text_of(message, "role", false, place), text_of(message, "content", false, place)});
   }
-  using Kind = PromptPiece::Kind;
-  for (const PromptPiece& piece : chat_prompt(options_.template_name, messages, place)) {
-    if (piece.kind == Kind::text)
-      add_text(document, piece.text, piece.scored);
-    else if (piece.kind == Kind::eos)
-      add_token(document, tokenizer_.eos_id, piece.scored);
-    else if (tokenizer_.add_bos)
-      add_token(document, tokenizer_.bos_id, piece.scored);
+  try {
+    EncodedSegments chat =
+        sinklora::encode_chat(chat_template(options_.template_name), tokenizer_, messages, false);
+    document.ids = std::move(chat.ids);
+    document.scored = std::move(chat.scored);
+  } catch (const Error& error) {
+    fail(error.code, "{}: {}", place, error.what());
   }
 }
 

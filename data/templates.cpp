@@ -136,11 +136,11 @@ std::string instruction_prompt(InstructionTemplate form, std::string_view instru
 }
 
 ChatTemplate chat_template(std::string_view name) {
-  if (name == "llama-2") return ChatTemplate::llama2;
-  if (name == "llama-3") return ChatTemplate::llama3;
+  if (name == "llama2" || name == "llama-2") return ChatTemplate::llama2;
+  if (name == "llama3" || name == "llama-3") return ChatTemplate::llama3;
   if (name == "chatml") return ChatTemplate::chatml;
   if (name == "alpaca") return ChatTemplate::alpaca;
-  fail_usage("no chat template is called \"{}\"; there are llama-2, llama-3, chatml and alpaca", name);
+  fail_usage("no chat template is called \"{}\"; there are llama2, llama3, chatml and alpaca", name);
 }
 
 std::vector<Segment> chat_segments(ChatTemplate form, const Tokenizer& tokenizer, std::span<const Message> messages,

@@ -12,8 +12,7 @@
 namespace sinklora {
 namespace {
 
-constexpr int64_t kChunk =
-    256;  // rows: measured; more rows spill from the cache, fewer convert and pack W more often
+constexpr int64_t kChunk = 256;  // rows: the fastest of 128, 256 and 512 on SmolLM2-135M's 49152 x 576 head
 
 // log sum exp, as far as the panels have come. Both are exact enough in T but for the sum over panels.
 struct RowSum {

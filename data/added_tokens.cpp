@@ -26,7 +26,8 @@ void AddedTokens::add(const AddedToken& token) {
   uint32_t node = 0;
   for (const char c : token.content) {
     const auto byte = static_cast<unsigned char>(c);
-    const auto [child, is_new] = children_.try_emplace(uint64_t{node} << 8 | byte, static_cast<uint32_t>(ends_.size()));
+    const auto [child, is_new] =
+        children_.try_emplace(uint64_t{node} << 8 | byte, static_cast<uint32_t>(ends_.size()));
     if (is_new) ends_.push_back(-1);
     node = child->second;
   }
@@ -35,8 +36,10 @@ void AddedTokens::add(const AddedToken& token) {
   tokens_.push_back(token);
 }
 
-const AddedToken* AddedTokens::longest_at(std::string_view text, size_t at, std::span<const TextRange> control) const {
-  // Of the control ranges, which are in order and apart, only the first that ends after `at` can hold a token at `at`.
+const AddedToken* AddedTokens::longest_at(std::string_view text, size_t at,
+                                          std::span<const TextRange> control) const {
+  // Of the control ranges, which are in order and apart, only the first that ends after `at` can hold a token
+  // at `at`.
   const auto range = std::upper_bound(control.begin(), control.end(), at,
                                       [](size_t position, const TextRange& r) { return position < r.end; });
   const size_t control_end = range != control.end() && range->begin <= at ? range->end : 0;
@@ -56,7 +59,8 @@ const AddedToken* AddedTokens::longest_at(std::string_view text, size_t at, std:
   return longest;
 }
 
-std::vector<AddedTokens::Match> AddedTokens::find(std::string_view text, std::span<const TextRange> control) const {
+std::vector<AddedTokens::Match> AddedTokens::find(std::string_view text,
+                                                  std::span<const TextRange> control) const {
   std::vector<Match> matches;
   if (empty()) return matches;
   size_t done = 0;  // end of the last match

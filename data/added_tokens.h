@@ -1,4 +1,5 @@
-// Vocabulary entries that are matched in the text as they stand, before it is split into words: "<s>", "<|eot_id|>".
+// Vocabulary entries that are matched in the text as they stand, before it is split into words: "<s>",
+// "<|eot_id|>".
 #pragma once
 
 #include <array>
@@ -16,11 +17,11 @@ namespace sinklora {
 struct AddedToken {
   std::string content;
   int32_t id = -1;
-  bool special = true;        // matched in control text only; left out of decoded text
-  bool single_word = false;   // only where no letter or digit touches it
-  bool left_strip = false;    // takes the white space before it
-  bool right_strip = false;   // takes the white space after it
-  bool normalized = false;    // matched in the text as the normalizer leaves it
+  bool special = true;       // matched in control text only; left out of decoded text
+  bool single_word = false;  // only where no letter or digit touches it
+  bool left_strip = false;   // takes the white space before it
+  bool right_strip = false;  // takes the white space after it
+  bool normalized = false;   // matched in the text as the normalizer leaves it
 };
 
 class AddedTokens {
@@ -32,7 +33,8 @@ class AddedTokens {
 
   void add(const AddedToken& token);
   bool empty() const { return tokens_.empty(); }
-  // Leftmost first, of those that begin together the longest. A special token counts only inside one of `control`.
+  // Leftmost first, of those that begin together the longest. A special token counts only inside one of
+  // `control`.
   std::vector<Match> find(std::string_view text, std::span<const TextRange> control) const;
 
  private:

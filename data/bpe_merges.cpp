@@ -31,7 +31,9 @@ std::optional<uint32_t> BpeMerges::rank_of(int32_t left, int32_t right) const {
 void BpeMerges::apply(std::vector<int32_t>& symbols, Scratch& scratch) const {
   if (symbols.size() >= kNone) fail_input("a word of {} symbols is too long to tokenize", symbols.size());
   const auto count = static_cast<uint32_t>(symbols.size());
-  auto& [next, previous, queue] = scratch;
+  auto& next = scratch.next;
+  auto& previous = scratch.previous;
+  auto& queue = scratch.queue;
   next.resize(count);
   previous.resize(count);
   queue.clear();  // a heap of rank << 32 | position of the left symbol, the smallest on top

@@ -19,8 +19,8 @@ class BpeMerges {
     std::vector<uint32_t> next, previous;
     std::vector<uint64_t> queue;
   };
-  // Merges `symbols` until no pair is left to merge: always the pair of lowest rank, of equal ones the leftmost.
-  // O(n log n) for n symbols.
+  // Merges `symbols` until no pair is left to merge: always the pair of lowest rank, of equal ones the
+  // leftmost. O(n log n) for n symbols.
   void apply(std::vector<int32_t>& symbols, Scratch& scratch) const;
 
  private:
@@ -28,11 +28,13 @@ class BpeMerges {
     int32_t left, right, result;
   };
   struct PairHash {
-    size_t operator()(uint64_t pair) const { return static_cast<size_t>((pair ^ pair >> 29) * 0x9E3779B97F4A7C15u >> 20); }
+    size_t operator()(uint64_t pair) const {
+      return static_cast<size_t>((pair ^ pair >> 29) * 0x9E3779B97F4A7C15u >> 20);
+    }
   };
   std::optional<uint32_t> rank_of(int32_t left, int32_t right) const;
 
-  std::vector<Merge> merges_;  // by rank
+  std::vector<Merge> merges_;                               // by rank
   std::unordered_map<uint64_t, uint32_t, PairHash> ranks_;  // by left << 32 | right
 };
 

@@ -1,13 +1,14 @@
-// Byte-pair encoding from a Hugging Face tokenizer.json, of both kinds that tokenizer_json.h reads. Ids equal those of
-// Hugging Face's tokenizers.
+// Byte-pair encoding from a Hugging Face tokenizer.json, of both kinds that tokenizer_json.h reads. Ids equal
+// those of Hugging Face's tokenizers.
 //
-// Byte-level: text is cut into words by regular expressions; a stretch of bytes that are not well-formed UTF-8 (lone
-// surrogates included) is a word by itself. decode(encode(x)) == x for all bytes the vocabulary has a symbol for; the
-// others are dropped, as Hugging Face does (trained vocabularies may lack bytes that UTF-8 never uses).
+// Byte-level: text is cut into words by regular expressions; a stretch of bytes that are not well-formed
+// UTF-8 (lone surrogates included) is a word by itself. decode(encode(x)) == x for all bytes the vocabulary
+// has a symbol for; the others are dropped, as Hugging Face does (trained vocabularies may lack bytes that
+// UTF-8 never uses).
 //
-// Sentencepiece style: spaces are U+2581, ill-formed bytes and characters without a symbol become byte pieces.
-// decode(encode(x)) == x for all bytes, except that U+2581 comes back as a space and that a Metaspace step loses one
-// space of a text that begins with a space.
+// Sentencepiece style: spaces are U+2581, ill-formed bytes and characters without a symbol become byte
+// pieces. decode(encode(x)) == x for all bytes, except that U+2581 comes back as a space and that a Metaspace
+// step loses one space of a text that begins with a space.
 #include "data/bpe_merges.h"
 
 #include <algorithm>
@@ -26,7 +27,8 @@
 namespace sinklora {
 namespace {
 
-// GPT-2's alphabet: printable Latin-1 bytes stand for themselves, the others for U+0100, U+0101 ... in their order.
+// GPT-2's alphabet: printable Latin-1 bytes stand for themselves, the others for U+0100, U+0101 ... in their
+// order.
 class ByteAlphabet {
  public:
   ByteAlphabet() {
@@ -63,7 +65,8 @@ struct Working {  // the memory of one call
 
 class BpeTokenizer : public VocabularyTokenizer {
  public:
-  BpeTokenizer(std::string_view json, const std::string& source) : BpeTokenizer(read_tokenizer_json(json, source), source) {
+  BpeTokenizer(std::string_view json, const std::string& source)
+      : BpeTokenizer(read_tokenizer_json(json, source), source) {
     sha256 = sinklora::sha256(std::as_bytes(std::span(json)));
   }
 
@@ -78,7 +81,7 @@ class BpeTokenizer : public VocabularyTokenizer {
     kind = "bpe";
     strips_first_space_ = file.strips_first_space;
     byte_ids_.fill(-1);
-    if (file.vocab.empty()) fail_input("{}: its vocabulary is empty", source);
+    check_ids(file, source);
     for (const auto& [name, id] : file.vocab) add_vocabulary_entry(name, id, file, source);
     add_merges(file, source);
     if (!file.unk_token.empty()) {
@@ -86,15 +89,26 @@ class BpeTokenizer : public VocabularyTokenizer {
       if (unk_id_ < 0) fail_input("{}: unk_token \"{}\" is not in the vocabulary", source, file.unk_token);
     }
     for (const AddedToken& token : file.added_tokens) add_added_token(token, source);
-    const auto limit = static_cast<int64_t>(4 * (file.vocab.size() + file.added_tokens.size()) + 1024);
-    if (vocab_size > limit)
-      fail_input("{}: token ids go up to {}, but there are {} entries", source, vocab_size - 1, file.vocab.size());
     bos_id = file.bos.empty() ? -1 : id_of(file.bos);
-    if (bos_id < 0 && !file.bos.empty()) fail_input("{}: the post-processor's \"{}\" is not in the vocabulary", source, file.bos);
+    if (bos_id < 0 && !file.bos.empty())
+      fail_input("{}: the post-processor's \"{}\" is not in the vocabulary", source, file.bos);
     add_bos = bos_id >= 0;
   }
 
-  void add_vocabulary_entry(const std::string& name, int32_t id, const BpeFile& file, const std::string& source) {
+  // The table is as long as the highest id, which a few bytes of a hostile file could make anything.
+  static void check_ids(const BpeFile& file, const std::string& source) {
+    if (file.vocab.empty()) fail_input("{}: its vocabulary is empty", source);
+    const size_t count = file.vocab.size() + file.added_tokens.size(), limit = 4 * count + 1024;
+    const auto check = [&](const std::string& name, int32_t id) {
+      if (static_cast<size_t>(id) >= limit)
+        fail_input("{}: \"{}\" has token id {}, but there are {} entries", source, name, id, count);
+    };
+    for (const auto& [name, id] : file.vocab) check(name, id);
+    for (const AddedToken& token : file.added_tokens) check(token.content, token.id);
+  }
+
+  void add_vocabulary_entry(const std::string& name, int32_t id, const BpeFile& file,
+                            const std::string& source) {
     std::string bytes;
     if (byte_level_) {
       if (alphabet_.spell(name, bytes)) {
@@ -107,7 +121,8 @@ class BpeTokenizer : public VocabularyTokenizer {
       const int byte = file.byte_fallback ? byte_of_piece(name) : -1;
       if (byte >= 0) byte_ids_[static_cast<size_t>(byte)] = id;
       bytes = byte >= 0 ? std::string(1, static_cast<char>(byte)) : replace_all(name, kMetaspace, " ");
-      if (!name.empty() && utf8_length(name, 0) == name.size()) character_ids_.emplace(utf8_code_point(name, 0), id);
+      if (!name.empty() && utf8_length(name, 0) == name.size())
+        character_ids_.emplace(utf8_code_point(name, 0), id);
       if (ignore_merges_) whole_words_.emplace(name, id);
     }
     add_entry(id, name, std::move(bytes), source);
@@ -118,10 +133,11 @@ class BpeTokenizer : public VocabularyTokenizer {
     for (const auto& [left, right] : file.merges) {
       const int32_t ids[] = {id_of(left), id_of(right), id_of(left + right)};
       if (ids[0] < 0 || ids[1] < 0 || ids[2] < 0)
-        fail_input("{}: model.merges[{}]: \"{}\" and \"{}\" and what they make must all be in the vocabulary", source,
-                   merges_.size(), left, right);
+        fail_input("{}: model.merges[{}]: \"{}\" and \"{}\" and what they make must all be in the vocabulary",
+                   source, merges_.size(), left, right);
       if (!merges_.add(ids[0], ids[1], ids[2]))
-        fail_input("{}: model.merges[{}]: \"{}\" and \"{}\" are merged before already", source, merges_.size(), left, right);
+        fail_input("{}: model.merges[{}]: \"{}\" and \"{}\" are merged before already", source,
+                   merges_.size(), left, right);
       crosses_words = crosses_words || has_inner_metaspace(left + right);
     }
     // Merges inside one word then never depend on another word, so words may be tokenized one by one.
@@ -130,10 +146,11 @@ class BpeTokenizer : public VocabularyTokenizer {
 
   void add_added_token(const AddedToken& token, const std::string& source) {
     if (token.content.empty()) fail_input("{}: an added token is empty", source);
-    // Hugging Face looks for such tokens in normalized text, where U+2581 is in front of the token's name too. Special
-    // tokens it nearly always loads as not normalized, whatever this file says.
+    // Hugging Face looks for such tokens in normalized text, where U+2581 is in front of the token's name
+    // too. Special tokens it nearly always loads as not normalized, whatever this file says.
     if (token.normalized && !token.special && !byte_level_)
-      fail_input("{}: the added token \"{}\" is to be found in normalized text, which is not supported", source, token.content);
+      fail_input("{}: the added token \"{}\" is to be found in normalized text, which is not supported",
+                 source, token.content);
     add_token(token, source);
   }
 
@@ -142,7 +159,8 @@ class BpeTokenizer : public VocabularyTokenizer {
     bool unknown_before = false;
     for (const char c : word) push_symbol(byte_ids_[static_cast<unsigned char>(c)], unknown_before, symbols);
   }
-  // Symbols of a word of characters; each character or ill-formed byte without one falls back to its bytes' pieces.
+  // Symbols of a word of characters; each character or ill-formed byte without one falls back to its bytes'
+  // pieces.
   void spell_characters(std::string_view word, std::vector<int32_t>& symbols) const {
     bool unknown_before = false;
     for (size_t at = 0; at < word.size();) {
@@ -152,8 +170,10 @@ class BpeTokenizer : public VocabularyTokenizer {
       at += character.size();
       if (known != character_ids_.end()) {
         push_symbol(known->second, unknown_before, symbols);
-      } else if (std::ranges::all_of(character, [&](char c) { return byte_ids_[static_cast<unsigned char>(c)] >= 0; })) {
-        for (const char c : character) push_symbol(byte_ids_[static_cast<unsigned char>(c)], unknown_before, symbols);
+      } else if (std::ranges::all_of(character,
+                                     [&](char c) { return byte_ids_[static_cast<unsigned char>(c)] >= 0; })) {
+        for (const char c : character)
+          push_symbol(byte_ids_[static_cast<unsigned char>(c)], unknown_before, symbols);
       } else {
         push_symbol(-1, unknown_before, symbols);
       }
@@ -196,7 +216,9 @@ class BpeTokenizer : public VocabularyTokenizer {
   void encode_text(std::string_view text, Place place, std::vector<int32_t>& ids) const override {
     Working working;
     WordCache cache;
-    const auto tokenize = [&](std::string_view word, std::vector<int32_t>& out) { encode_word(word, working, out); };
+    const auto tokenize = [&](std::string_view word, std::vector<int32_t>& out) {
+      encode_word(word, working, out);
+    };
     if (byte_level_) {
       PreTokenizer::Cutter cutter(pre_tokenizer_);
       for_each_utf8_run(text, [&](std::string_view run, bool well_formed) {
@@ -206,7 +228,8 @@ class BpeTokenizer : public VocabularyTokenizer {
     } else {
       const std::string spaced = with_metaspaces(text, place);
       if (words_apart_)
-        for_each_spaced_word(spaced, kMetaspace, every_space_, [&](std::string_view word) { cache.append(word, ids, tokenize); });
+        for_each_spaced_word(spaced, kMetaspace, every_space_,
+                             [&](std::string_view word) { cache.append(word, ids, tokenize); });
       else
         tokenize(spaced, ids);
     }

@@ -1,5 +1,5 @@
-// A tokenizer without a file: one id for each byte, then <s> 256, </s> 257 and <pad> 258. Any bytes, well-formed or
-// not, come back as they were.
+// A tokenizer without a file: one id for each byte, then <s> 256, </s> 257 and <pad> 258. Any bytes,
+// well-formed or not, come back as they were.
 #include "base/hash.h"
 #include "data/vocabulary_tokenizer.h"
 

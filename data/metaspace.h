@@ -25,8 +25,9 @@ inline bool has_inner_metaspace(std::string_view piece) {
   return piece.find(kMetaspace) != std::string_view::npos;
 }
 
-// Calls word(stretch) for the stretches of `text` that begin at a `space` which follows none. Where no vocabulary entry
-// holds a space behind another character, no token crosses from one stretch to the next. `every`: at any space.
+// Calls word(stretch) for the stretches of `text` that begin at a `space` which follows none. Where no
+// vocabulary entry holds a space behind another character, no token crosses from one stretch to the next.
+// `every`: at any space.
 template <class Word>
 void for_each_spaced_word(std::string_view text, std::string_view space, bool every, Word word) {
   size_t begin = 0;

@@ -13,7 +13,8 @@ namespace sinklora {
 namespace {
 
 constexpr size_t kMaxPatternBytes = 4096;
-constexpr uint32_t kMaxSteps = 20'000'000;  // backtracking of one search; the split rules in use need one a byte
+constexpr uint32_t kMaxSteps =
+    20'000'000;  // backtracking of one search; the split rules in use need one a byte
 constexpr uint32_t kMaxHeapKiB = 65536;
 constexpr size_t kMaxJitStackBytes = size_t{1} << 22;
 
@@ -27,23 +28,27 @@ std::string message_of(int code) {
 
 Regex::Regex(std::string_view pattern, std::string source) : source_(std::move(source)) {
   if (pattern.size() > kMaxPatternBytes)
-    fail_input("{}: a regular expression of {} bytes; at most {} are read", source_, pattern.size(), kMaxPatternBytes);
+    fail_input("{}: a regular expression of {} bytes; at most {} are read", source_, pattern.size(),
+               kMaxPatternBytes);
   int error = 0;
   PCRE2_SIZE offset = 0;
   const std::unique_ptr<pcre2_compile_context, decltype(&pcre2_compile_context_free)> context(
       pcre2_compile_context_create(nullptr), pcre2_compile_context_free);
   if (!context) throw std::bad_alloc();
   pcre2_set_newline(context.get(), PCRE2_NEWLINE_LF);
-  code_ = pcre2_compile(reinterpret_cast<PCRE2_SPTR>(pattern.data()), pattern.size(), PCRE2_UTF | PCRE2_UCP, &error,
-                        &offset, context.get());
-  if (!code_) fail_input("{}: regular expression \"{}\", at byte {}: {}", source_, pattern, offset, message_of(error));
+  code_ = pcre2_compile(reinterpret_cast<PCRE2_SPTR>(pattern.data()), pattern.size(), PCRE2_UTF | PCRE2_UCP,
+                        &error, &offset, context.get());
+  if (!code_)
+    fail_input("{}: regular expression \"{}\", at byte {}: {}", source_, pattern, offset, message_of(error));
   uint32_t matches_empty = 0;
   pcre2_pattern_info(code_, PCRE2_INFO_MATCHEMPTY, &matches_empty);
   if (matches_empty) {
     pcre2_code_free(code_);
-    fail_input("{}: regular expression \"{}\" matches the empty text, so it splits nothing", source_, pattern);
+    fail_input("{}: regular expression \"{}\" matches the empty text, so it splits nothing", source_,
+               pattern);
   }
-  pcre2_jit_compile(code_, PCRE2_JIT_COMPLETE);  // where it fails, pcre2_match() interprets the pattern instead
+  pcre2_jit_compile(code_,
+                    PCRE2_JIT_COMPLETE);  // where it fails, pcre2_match() interprets the pattern instead
 }
 
 Regex::~Regex() { pcre2_code_free(code_); }
@@ -102,7 +107,8 @@ class Translation {
 
  private:
   [[noreturn]] void refuse(const char* what) const {
-    fail_input("{}: regular expression \"{}\", at byte {}: {} is not supported", source_, pattern_, at_, what);
+    fail_input("{}: regular expression \"{}\", at byte {}: {} is not supported", source_, pattern_, at_,
+               what);
   }
   char peek(size_t ahead) const { return at_ + ahead < pattern_.size() ? pattern_[at_ + ahead] : '\0'; }
   void copy(size_t count) {

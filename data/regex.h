@@ -16,8 +16,8 @@ namespace sinklora {
 
 class Regex {
  public:
-  // `pattern` is in PCRE2's own syntax. Throws Error(input) naming `source` when it does not compile or matches the
-  // empty text.
+  // `pattern` is in PCRE2's own syntax. Throws Error(input) naming `source` when it does not compile or
+  // matches the empty text.
   Regex(std::string_view pattern, std::string source);
   ~Regex();
   Regex(const Regex&) = delete;
@@ -30,8 +30,8 @@ class Regex {
     ~Matcher();
     Matcher(const Matcher&) = delete;
     Matcher& operator=(const Matcher&) = delete;
-    // The first match at or after `from`. `text` must be well-formed UTF-8. Throws Error(input) when the pattern
-    // needs more steps than a sane one does.
+    // The first match at or after `from`. `text` must be well-formed UTF-8. Throws Error(input) when the
+    // pattern needs more steps than a sane one does.
     std::optional<TextRange> find(std::string_view text, size_t from);
 
    private:
@@ -46,9 +46,9 @@ class Regex {
   std::string source_;
 };
 
-// The regular expressions of tokenizer.json are Oniguruma's. Rewrites the part of that language which means the same
-// in PCRE2 (literals, classes, \s \S \d \p{..} of general categories, groups, look-around, quantifiers) and refuses
-// the rest, naming `source`.
+// The regular expressions of tokenizer.json are Oniguruma's. Rewrites the part of that language which means
+// the same in PCRE2 (literals, classes, \s \S \d \p{..} of general categories, groups, look-around,
+// quantifiers) and refuses the rest, naming `source`.
 std::string oniguruma_to_pcre2(std::string_view pattern, const std::string& source);
 
 }  // namespace sinklora

@@ -31,11 +31,20 @@ class Fields {
     wire_type = static_cast<int>(tag & 7);
     if (number == 0) broken("a field of number 0");
     switch (wire_type) {
-      case 0: value = varint(); break;
-      case 1: bytes_ = take(8); break;
-      case 2: bytes_ = take(varint()); break;
-      case 5: bytes_ = take(4); break;
-      default: broken("an unknown kind of field");
+      case 0:
+        value = varint();
+        break;
+      case 1:
+        bytes_ = take(8);
+        break;
+      case 2:
+        bytes_ = take(varint());
+        break;
+      case 5:
+        bytes_ = take(4);
+        break;
+      default:
+        broken("an unknown kind of field");
     }
     return true;
   }
@@ -53,13 +62,15 @@ class Fields {
   float real() const {
     if (wire_type != 5) broken("a field of the wrong kind");
     uint32_t bits = 0;
-    for (int i = 3; i >= 0; --i) bits = bits << 8 | static_cast<unsigned char>(bytes_[static_cast<size_t>(i)]);
+    for (int i = 3; i >= 0; --i)
+      bits = bits << 8 | static_cast<unsigned char>(bytes_[static_cast<size_t>(i)]);
     return std::bit_cast<float>(bits);
   }
 
  private:
   [[noreturn]] void broken(const char* what) const {
-    fail_input("{}: not a sentencepiece model: {}, {} bytes before the end of its message", source_, what, rest_.size());
+    fail_input("{}: not a sentencepiece model: {}, {} bytes before the end of its message", source_, what,
+               rest_.size());
   }
   uint64_t varint() {
     uint64_t result = 0;
@@ -87,7 +98,8 @@ SentencePieceModel::Piece read_piece(std::string_view message, size_t id, const 
   SentencePieceModel::Piece piece;
   for (Fields field(message, source); field.next();) {
     if (field.number == 1) piece.text = field.bytes();
-    if (field.number == 2 && !std::isfinite(field.real())) fail_input("{}: piece {} has no finite score", source, id);
+    if (field.number == 2 && !std::isfinite(field.real()))
+      fail_input("{}: piece {} has no finite score", source, id);
     if (field.number == 3) piece.type = static_cast<PieceType>(field.integer());
   }
   if (piece.text.empty() || piece.text.size() > kMaxPieceBytes)
@@ -95,7 +107,8 @@ SentencePieceModel::Piece read_piece(std::string_view message, size_t id, const 
   if (!is_utf8(piece.text) || piece.text.find('\0') != std::string::npos)
     fail_input("{}: piece {} is not UTF-8 text", source, id);
   if (piece.type < PieceType::normal || piece.type > PieceType::byte)
-    fail_input("{}: piece {} (\"{}\") has the unknown type {}", source, id, piece.text, static_cast<uint64_t>(piece.type));
+    fail_input("{}: piece {} (\"{}\") has the unknown type {}", source, id, piece.text,
+               static_cast<uint64_t>(piece.type));
   return piece;
 }
 
@@ -114,12 +127,13 @@ void check_pieces(const std::vector<SentencePieceModel::Piece>& pieces, const st
   if (unknowns != 1) fail_input("{}: {} pieces stand for unknown text; exactly one must", source, unknowns);
   for (int byte = 0; byte < 256; ++byte)
     if (!bytes[static_cast<size_t>(byte)])
-      fail_input("{}: byte piece <0x{:02X}> is missing; models without byte fallback are not supported", source, byte);
+      fail_input("{}: byte piece <0x{:02X}> is missing; models without byte fallback are not supported",
+                 source, byte);
 }
 
-// The charsmap is a size, a double-array trie of that many bytes, and replacement strings, each ended by a NUL, at
-// which the trie's leaves point. The library follows both without looking at their bounds; so every state that any
-// text can reach is visited here.
+// The charsmap is a size, a double-array trie of that many bytes, and replacement strings, each ended by a
+// NUL, at which the trie's leaves point. The library follows both without looking at their bounds; so every
+// state that any text can reach is visited here.
 void check_charsmap(std::string_view map, const std::string& source) {
   const auto broken = [&](const char* what) { fail_input("{}: its normalizer's charsmap {}", source, what); };
   const auto word_at = [&](size_t byte) {
@@ -129,7 +143,8 @@ void check_charsmap(std::string_view map, const std::string& source) {
   };
   if (map.size() < 8 || map.size() > kMaxCharsmapBytes) broken("is too short or too long");
   const size_t trie_bytes = word_at(0);
-  if (trie_bytes < 4 || trie_bytes % 4 != 0 || trie_bytes > map.size() - 4) broken("gives its trie an impossible size");
+  if (trie_bytes < 4 || trie_bytes % 4 != 0 || trie_bytes > map.size() - 4)
+    broken("gives its trie an impossible size");
   const std::string_view replacements = map.substr(4 + trie_bytes);
   if (replacements.empty() || replacements.back() != '\0') broken("has replacements without an end");
   const size_t states = trie_bytes / 4;
@@ -146,7 +161,8 @@ void check_charsmap(std::string_view map, const std::string& source) {
     if (has_leaf) {
       const size_t value = word_at(4 + 4 * base) & 0x7FFFFFFFu;
       if (value >= replacements.size()) broken("points outside its replacements");
-      if (replacements.find('\0', value) - value > kMaxReplacementBytes) broken("has an overlong replacement");
+      if (replacements.find('\0', value) - value > kMaxReplacementBytes)
+        broken("has an overlong replacement");
     }
     for (size_t label = 0; label < 256; ++label) {
       const size_t child = base ^ label;
@@ -179,8 +195,8 @@ void check_trainer(std::string_view message, const std::string& source) {
     if (field.number == 35) byte_fallback = field.integer() != 0;
   }
   if (model_type != kModelTypeBpe)
-    fail_input("{}: a sentencepiece model of type {}; only BPE (type {}), as LLaMA has, is supported", source, model_type,
-               kModelTypeBpe);
+    fail_input("{}: a sentencepiece model of type {}; only BPE (type {}), as LLaMA has, is supported", source,
+               model_type, kModelTypeBpe);
   if (!byte_fallback) fail_input("{}: models without byte fallback are not supported", source);
 }
 
@@ -188,7 +204,9 @@ void check_trainer(std::string_view message, const std::string& source) {
 
 int byte_of_piece(std::string_view piece) {
   if (piece.size() != 6 || !piece.starts_with("<0x") || piece[5] != '>') return -1;
-  const auto digit = [](char c) { return c >= '0' && c <= '9' ? c - '0' : c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1; };
+  const auto digit = [](char c) {
+    return c >= '0' && c <= '9' ? c - '0' : c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1;
+  };
   const int high = digit(piece[3]), low = digit(piece[4]);
   return high < 0 || low < 0 ? -1 : high * 16 + low;
 }
@@ -217,7 +235,8 @@ SentencePieceModel read_sentencepiece_model(std::string_view bytes, const std::s
       fail_input("{}: not a sentencepiece model: an unknown field of number {}", source, field.number);
     }
   }
-  if (!trainer || !normalizer) fail_input("{}: not a sentencepiece model: it has no trainer or normalizer settings", source);
+  if (!trainer || !normalizer)
+    fail_input("{}: not a sentencepiece model: it has no trainer or normalizer settings", source);
   check_trainer(*trainer, source);
   read_normalizer(*normalizer, model, source);
   check_pieces(model.pieces, source);

@@ -1,5 +1,5 @@
-// A tokenizer.model read as an untrusted protobuf message before the sentencepiece library sees it: that library
-// crashes on some broken models (endless pieces, a charsmap whose trie points outside itself).
+// A tokenizer.model read as an untrusted protobuf message before the sentencepiece library sees it: that
+// library crashes on some broken models (endless pieces, a charsmap whose trie points outside itself).
 #pragma once
 
 #include <cstdint>
@@ -9,7 +9,14 @@
 
 namespace sinklora {
 
-enum class PieceType : uint64_t { normal = 1, unknown = 2, control = 3, user_defined = 4, unused = 5, byte = 6 };
+enum class PieceType : uint64_t {
+  normal = 1,
+  unknown = 2,
+  control = 3,
+  user_defined = 4,
+  unused = 5,
+  byte = 6
+};
 
 struct SentencePieceModel {
   struct Piece {
@@ -23,7 +30,8 @@ struct SentencePieceModel {
   bool has_charsmap = false;  // text is normalized: not every byte comes back
 };
 
-// Refuses, naming `source` and the place, everything but a BPE model with byte fallback whose parts hold together.
+// Refuses, naming `source` and the place, everything but a BPE model with byte fallback whose parts hold
+// together.
 SentencePieceModel read_sentencepiece_model(std::string_view bytes, const std::string& source);
 
 // The value of "<0x41>" (two upper-case hexadecimal digits, nothing else), or -1.

@@ -1,10 +1,11 @@
 // LLaMA-2's tokenizer.model through the sentencepiece library. Ids equal the library's own and those of the
-// tokenizer.json made from the same model: a space is put in front of a text and of what follows a special token.
-// (transformers 5 differs where a text begins with a space, which it swallows, and behind special tokens.)
+// tokenizer.json made from the same model: a space is put in front of a text and of what follows a special
+// token. (transformers 5 differs where a text begins with a space, which it swallows, and behind special
+// tokens.)
 //
-// Bytes that are not well-formed UTF-8 (lone surrogates included), which the library would replace by U+FFFD, become
-// byte pieces; NUL is a character like any other. So decode(encode(x)) == x for all bytes, except that U+2581 comes
-// back as a space, and for models that normalize their text (LLaMA's do not).
+// Bytes that are not well-formed UTF-8 (lone surrogates included), which the library would replace by U+FFFD,
+// become byte pieces; NUL is a character like any other. So decode(encode(x)) == x for all bytes, except that
+// U+2581 comes back as a space, and for models that normalize their text (LLaMA's do not).
 #include <sentencepiece_processor.h>
 
 #include <algorithm>
@@ -23,7 +24,8 @@ namespace {
 
 constexpr size_t kMaxTextBytes = size_t{1} << 30;  // the library counts in int
 
-// U+10FFFF, a character of no vocabulary: in front of a text it takes the dummy space and merges with nothing.
+// U+10FFFF, a character of no vocabulary: in front of a text it takes the dummy space and merges with
+// nothing.
 constexpr std::string_view kBarrier = "\xF4\x8F\xBF\xBF";
 
 class SentencePieceTokenizer : public VocabularyTokenizer {
@@ -41,14 +43,16 @@ class SentencePieceTokenizer : public VocabularyTokenizer {
     read_pieces(model, source);
     bos_id = library_.bos_id(), eos_id = library_.eos_id(), pad_id = library_.pad_id();
     strips_first_space_ = model.add_dummy_prefix;
-    const bool plain = model.add_dummy_prefix && model.escape_whitespaces && !model.remove_extra_whitespaces &&
-                       !model.has_charsmap;
-    splits_at_spaces_ = plain && std::none_of(model.pieces.begin(), model.pieces.end(),
-                                              [](const auto& piece) { return has_inner_metaspace(piece.text); });
+    const bool plain = model.add_dummy_prefix && model.escape_whitespaces &&
+                       !model.remove_extra_whitespaces && !model.has_charsmap;
+    splits_at_spaces_ =
+        plain && std::none_of(model.pieces.begin(), model.pieces.end(),
+                              [](const auto& piece) { return has_inner_metaspace(piece.text); });
     library_encode(kBarrier, barrier_ids_);
     std::array<int32_t, 4> barrier_bytes;
     for (size_t i = 0; i < 4; ++i) barrier_bytes[i] = byte_ids_[static_cast<unsigned char>(kBarrier[i])];
-    if (!std::ranges::equal(std::span(barrier_ids_).last(std::min<size_t>(4, barrier_ids_.size())), barrier_bytes))
+    if (!std::ranges::equal(std::span(barrier_ids_).last(std::min<size_t>(4, barrier_ids_.size())),
+                            barrier_bytes))
       fail_input("{}: its normalizer or vocabulary claims U+10FFFF, which is no character", source);
   }
 
@@ -57,7 +61,8 @@ class SentencePieceTokenizer : public VocabularyTokenizer {
     for (size_t i = 0; i < model.pieces.size(); ++i) {
       const auto& [text, type] = model.pieces[i];
       const auto id = static_cast<int32_t>(i);
-      if (text.find(kBarrier) != std::string::npos) fail_input("{}: piece {} holds U+10FFFF, no character", source, i);
+      if (text.find(kBarrier) != std::string::npos)
+        fail_input("{}: piece {} holds U+10FFFF, no character", source, i);
       if (type == PieceType::unknown || type == PieceType::control) {
         add_token({.content = text, .id = id}, source);
       } else if (type == PieceType::byte) {
@@ -72,8 +77,8 @@ class SentencePieceTokenizer : public VocabularyTokenizer {
 
   void library_encode(std::string_view text, std::vector<int32_t>& ids) const {
     if (text.size() > kMaxTextBytes)
-      fail_input("a text of {} bytes is too long to tokenize at once; split it into pieces of at most {}", text.size(),
-                 kMaxTextBytes);
+      fail_input("a text of {} bytes is too long to tokenize at once; split it into pieces of at most {}",
+                 text.size(), kMaxTextBytes);
     const auto status = library_.Encode({text.data(), text.size()}, &ids);
     if (!status.ok()) fail_internal("the sentencepiece library cannot encode a text: {}", status.ToString());
   }
@@ -91,7 +96,8 @@ class SentencePieceTokenizer : public VocabularyTokenizer {
   }
 
   // The same, a word at a time: the dummy space stands for the space that a word begins with.
-  void encode_words(std::string_view text, bool continues, WordCache& words, std::vector<int32_t>& ids) const {
+  void encode_words(std::string_view text, bool continues, WordCache& words,
+                    std::vector<int32_t>& ids) const {
     for_each_spaced_word(text, " ", false, [&](std::string_view word) {
       const bool first = word.data() == text.data();
       if (first && !(continues && word.starts_with(' '))) return encode_stretch(word, continues, ids);
@@ -111,7 +117,8 @@ class SentencePieceTokenizer : public VocabularyTokenizer {
       } else if (well_formed) {
         encode_stretch(run, continues, ids);
       } else {
-        if (!continues) ids.insert(ids.end(), barrier_ids_.begin(), barrier_ids_.end() - 4);  // the dummy space
+        if (!continues)
+          ids.insert(ids.end(), barrier_ids_.begin(), barrier_ids_.end() - 4);  // the dummy space
         for (const char c : run) ids.push_back(byte_ids_[static_cast<unsigned char>(c)]);
       }
       continues = true;
@@ -120,8 +127,9 @@ class SentencePieceTokenizer : public VocabularyTokenizer {
 
   sentencepiece::SentencePieceProcessor library_;
   std::array<int32_t, 256> byte_ids_{};
-  std::vector<int32_t> barrier_ids_;  // of kBarrier alone: the dummy space, where there is one, and four bytes
-  bool splits_at_spaces_ = false;     // no token crosses from one word into the next
+  std::vector<int32_t>
+      barrier_ids_;                // of kBarrier alone: the dummy space, where there is one, and four bytes
+  bool splits_at_spaces_ = false;  // no token crosses from one word into the next
 };
 
 }  // namespace

@@ -7,13 +7,17 @@ namespace sinklora {
 namespace {
 
 constexpr std::string_view kLlama2System =
-    "You are a helpful, respectful and honest assistant. Always answer as helpfully as possible, while being safe.  "
-    "Your answers should not include any harmful, unethical, racist, sexist, toxic, dangerous, or illegal content. "
+    "You are a helpful, respectful and honest assistant. Always answer as helpfully as possible, while being "
+    "safe.  "
+    "Your answers should not include any harmful, unethical, racist, sexist, toxic, dangerous, or illegal "
+    "content. "
     "Please ensure that your responses are socially unbiased and positive in nature.\n\n"
-    "If a question does not make any sense, or is not factually coherent, explain why instead of answering something "
+    "If a question does not make any sense, or is not factually coherent, explain why instead of answering "
+    "something "
     "not correct. If you don't know the answer to a question, please don't share false information.";
 constexpr std::string_view kAlpacaSystem =
-    "Below is an instruction that describes a task. Write a response that appropriately completes the request.";
+    "Below is an instruction that describes a task. Write a response that appropriately completes the "
+    "request.";
 constexpr std::string_view kAlpacaSystemWithInput =
     "Below is an instruction that describes a task, paired with an input that provides further context. "
     "Write a response that appropriately completes the request.";
@@ -81,11 +85,13 @@ void chatml(Prompt& prompt, std::span<const Message> messages, bool reply_next) 
 void check_turns(std::span<const Message> turns, std::string_view name) {
   for (size_t i = 0; i < turns.size(); ++i)
     if (const std::string_view wanted = i % 2 == 0 ? "user" : "assistant"; turns[i].role != wanted)
-      fail_input("chat template {}: turn {} is the {}'s, but user and assistant must take turns, the user first", name,
-                 i + 1, turns[i].role);
+      fail_input(
+          "chat template {}: turn {} is the {}'s, but user and assistant must take turns, the user first",
+          name, i + 1, turns[i].role);
 }
 
-void llama2(Prompt& prompt, const Tokenizer& tokenizer, std::span<const Message> turns, const Message* system) {
+void llama2(Prompt& prompt, const Tokenizer& tokenizer, std::span<const Message> turns,
+            const Message* system) {
   for (size_t i = 0; i < turns.size(); ++i) {
     if (i % 2 == 0) {
       const bool with_system = system && i == 0;
@@ -99,7 +105,8 @@ void llama2(Prompt& prompt, const Tokenizer& tokenizer, std::span<const Message>
   }
 }
 
-void alpaca(Prompt& prompt, const Tokenizer& tokenizer, std::span<const Message> turns, const Message* system) {
+void alpaca(Prompt& prompt, const Tokenizer& tokenizer, std::span<const Message> turns,
+            const Message* system) {
   prompt.text(system ? system->content : kAlpacaSystem);
   for (size_t i = 0; i < turns.size(); ++i) {
     if (i % 2 == 0) {
@@ -120,17 +127,20 @@ InstructionTemplate instruction_template(std::string_view name) {
   fail_usage("no instruction template is called \"{}\"; there are llama2, alpaca and none", name);
 }
 
-std::string instruction_prompt(InstructionTemplate form, std::string_view instruction, std::string_view input) {
+std::string instruction_prompt(InstructionTemplate form, std::string_view instruction,
+                               std::string_view input) {
   switch (form) {
     case InstructionTemplate::none:
       return input.empty() ? std::string(instruction) : fmt::format("{}\n{}", instruction, input);
     case InstructionTemplate::llama2:
       if (input.empty()) return fmt::format("[INST]{}[/INST]", instruction);
-      return fmt::format("[INST] <<SYS>>\n{}\n<</SYS>> \n\n {} \n{} [/INST]", kLlama2System, instruction, input);
+      return fmt::format("[INST] <<SYS>>\n{}\n<</SYS>> \n\n {} \n{} [/INST]", kLlama2System, instruction,
+                         input);
     case InstructionTemplate::alpaca:
-      if (input.empty()) return fmt::format("{}\n\n### Instruction:\n{}\n\n### Response:", kAlpacaSystem, instruction);
-      return fmt::format("{}\n\n### Instruction:\n{}\n\n### Input:\n{}\n\n### Response:", kAlpacaSystemWithInput,
-                         instruction, input);
+      if (input.empty())
+        return fmt::format("{}\n\n### Instruction:\n{}\n\n### Response:", kAlpacaSystem, instruction);
+      return fmt::format("{}\n\n### Instruction:\n{}\n\n### Input:\n{}\n\n### Response:",
+                         kAlpacaSystemWithInput, instruction, input);
   }
   fail_internal("unknown instruction template");
 }
@@ -143,8 +153,8 @@ ChatTemplate chat_template(std::string_view name) {
   fail_usage("no chat template is called \"{}\"; there are llama2, llama3, chatml and alpaca", name);
 }
 
-std::vector<Segment> chat_segments(ChatTemplate form, const Tokenizer& tokenizer, std::span<const Message> messages,
-                                   bool reply_next) {
+std::vector<Segment> chat_segments(ChatTemplate form, const Tokenizer& tokenizer,
+                                   std::span<const Message> messages, bool reply_next) {
   if (messages.empty()) fail_input("a conversation without messages has no prompt");
   for (const Message& message : messages)
     if (message.role != "system" && message.role != "user" && message.role != "assistant")

@@ -46,8 +46,8 @@ void add_later_tokens(VocabularyTokenizer& tokenizer, const fs::path& folder) {
   const auto add = [&](const AddedToken& token, const fs::path& path) {
     if (tokenizer.id_of(token.content) == token.id) return;
     if (token.content.empty() || token.id != tokenizer.vocab_size)
-      fail_input("{}: the added token \"{}\" has id {}; the next free one is {}", path.string(), token.content, token.id,
-                 tokenizer.vocab_size);
+      fail_input("{}: the added token \"{}\" has id {}; the next free one is {}", path.string(),
+                 token.content, token.id, tokenizer.vocab_size);
     tokenizer.add_token(token, path.string());
   };
   const auto boolean = [](const Json& json, const char* key, bool otherwise) {
@@ -65,8 +65,10 @@ void add_later_tokens(VocabularyTokenizer& tokenizer, const fs::path& folder) {
   const Json decoder = config.value("added_tokens_decoder", Json());
   if (decoder.is_object())
     for (const auto& [id, json] : decoder.items()) {
-      if (!json.is_object() || id.empty() || id.size() > 9 || id.find_first_not_of("0123456789") != std::string::npos)
-        fail_input("{}: added_tokens_decoder.{} should be an object under a token id", config_path.string(), id);
+      if (!json.is_object() || id.empty() || id.size() > 9 ||
+          id.find_first_not_of("0123456789") != std::string::npos)
+        fail_input("{}: added_tokens_decoder.{} should be an object under a token id", config_path.string(),
+                   id);
       tokens.push_back({.content = token_name(json, "content", config_path),
                         .id = std::stoi(id),
                         .special = boolean(json, "special", false),
@@ -82,8 +84,8 @@ void add_later_tokens(VocabularyTokenizer& tokenizer, const fs::path& folder) {
   add_all(added_path);
 }
 
-// Which token plays a part: named beside the tokenizer, numbered in the model's config.json, or else the first of the
-// customary names that the vocabulary has. -1 when there is none.
+// Which token plays a part: named beside the tokenizer, numbered in the model's config.json, or else the
+// first of the customary names that the vocabulary has. -1 when there is none.
 struct SpecialFiles {
   fs::path folder;
   Json tokenizer_config, special_tokens_map, model_config;
@@ -97,7 +99,8 @@ struct SpecialFiles {
       if (name.empty()) continue;
       const int32_t id = tokenizer.id_of(name);
       if (id < 0 && part != "pad")
-        fail_input("{}: {} is \"{}\", which is not in the vocabulary", (folder / file).string(), name_key, name);
+        fail_input("{}: {} is \"{}\", which is not in the vocabulary", (folder / file).string(), name_key,
+                   name);
       return id;
     }
     Json id = model_config.value(id_key, Json());
@@ -105,8 +108,8 @@ struct SpecialFiles {
     if (id.is_number_integer() && id >= 0) {
       const int32_t found = parse_id(id, id_key, folder / "config.json");
       if (found >= tokenizer.vocab_size)
-        fail_input("{}: {} is {}, but the tokenizer has {} tokens", (folder / "config.json").string(), id_key, found,
-                   tokenizer.vocab_size);
+        fail_input("{}: {} is {}, but the tokenizer has {} tokens", (folder / "config.json").string(), id_key,
+                   found, tokenizer.vocab_size);
       return found;
     }
     if (known >= 0) return known;
@@ -119,10 +122,11 @@ struct SpecialFiles {
 void read_files_beside(VocabularyTokenizer& tokenizer, const fs::path& folder) {
   if (tokenizer.kind == "sentencepiece") add_later_tokens(tokenizer, folder);
   const SpecialFiles files{folder, read_object(folder / "tokenizer_config.json"),
-                           read_object(folder / "special_tokens_map.json"), read_object(folder / "config.json")};
+                           read_object(folder / "special_tokens_map.json"),
+                           read_object(folder / "config.json")};
   tokenizer.bos_id = files.find(tokenizer, "bos", tokenizer.bos_id, {"<s>", "<|begin_of_text|>"});
-  tokenizer.eos_id =
-      files.find(tokenizer, "eos", tokenizer.eos_id, {"</s>", "<|end_of_text|>", "<|endoftext|>", "<|im_end|>"});
+  tokenizer.eos_id = files.find(tokenizer, "eos", tokenizer.eos_id,
+                                {"</s>", "<|end_of_text|>", "<|endoftext|>", "<|im_end|>"});
   tokenizer.pad_id = files.find(tokenizer, "pad", tokenizer.pad_id, {"<pad>", "[PAD]", "<|pad|>"});
   const Json add_bos = files.tokenizer_config.value("add_bos_token", Json());
   if (add_bos.is_boolean()) tokenizer.add_bos = add_bos.get<bool>();
@@ -130,7 +134,8 @@ void read_files_beside(VocabularyTokenizer& tokenizer, const fs::path& folder) {
 }
 
 bool names_byte_tokenizer(const fs::path& folder) {
-  return read_object(folder / "tokenizer_config.json").value("tokenizer_class", Json()) == kByteTokenizerClass;
+  return read_object(folder / "tokenizer_config.json").value("tokenizer_class", Json()) ==
+         kByteTokenizerClass;
 }
 
 }  // namespace
@@ -158,10 +163,13 @@ std::unique_ptr<Tokenizer> open_tokenizer(const fs::path& path) {
   }
   const bool is_json = file.extension() == ".json";
   if (!is_json && file.extension() != ".model")
-    fail_input("{}: a tokenizer is a tokenizer.json, a tokenizer.model, a directory with one of them, or the word byte",
-               path.string());
+    fail_input(
+        "{}: a tokenizer is a tokenizer.json, a tokenizer.model, a directory with one of them, or the word "
+        "byte",
+        path.string());
   const std::string bytes = read_text(file, kMaxTokenizerBytes);
-  auto tokenizer = is_json ? parse_tokenizer_json(bytes, file.string()) : parse_sentencepiece(bytes, file.string());
+  auto tokenizer =
+      is_json ? parse_tokenizer_json(bytes, file.string()) : parse_sentencepiece(bytes, file.string());
   read_files_beside(*tokenizer, file.parent_path());
   return tokenizer;
 }

@@ -27,13 +27,16 @@ class Part {
     if (!json_.is_object()) fail_input("{}: {} should be a JSON object", source_, where_);
   }
 
-  [[noreturn]] void refuse(std::string_view what) const { fail_input("{}: {}: {} is not supported", source_, where_, what); }
+  [[noreturn]] void refuse(std::string_view what) const {
+    fail_input("{}: {}: {} is not supported", source_, where_, what);
+  }
   const std::string& source() const { return source_; }
 
   // Refuses members other than these: a setting that is not understood may change every id.
   void only(std::initializer_list<std::string_view> known) const {
     for (const auto& [key, value] : json_.items())
-      if (std::find(known.begin(), known.end(), key) == known.end()) refuse(fmt::format("the setting \"{}\"", key));
+      if (std::find(known.begin(), known.end(), key) == known.end())
+        refuse(fmt::format("the setting \"{}\"", key));
   }
   bool has(const std::string& key) const { return json_.contains(key) && !json_[key].is_null(); }
   const SortedJson& at(const std::string& key) const {
@@ -49,7 +52,9 @@ class Part {
     if (!at(key).is_string()) wrong(key, "a text");
     return at(key).get<std::string>();
   }
-  std::string text(const std::string& key, const char* otherwise) const { return has(key) ? text(key) : otherwise; }
+  std::string text(const std::string& key, const char* otherwise) const {
+    return has(key) ? text(key) : otherwise;
+  }
   bool flag(const std::string& key, bool otherwise) const {
     if (!has(key)) return otherwise;
     if (!at(key).is_boolean()) wrong(key, "true or false");
@@ -68,7 +73,8 @@ class Part {
     only({"type", key});
     if (list(key).size() > kMaxSteps) refuse("a Sequence this long");
     std::vector<Part> parts;
-    for (const SortedJson& step : list(key)) parts.emplace_back(step, fmt::format("{}[{}]", where_, parts.size()), source_);
+    for (const SortedJson& step : list(key))
+      parts.emplace_back(step, fmt::format("{}[{}]", where_, parts.size()), source_);
     return parts;
   }
 
@@ -84,7 +90,8 @@ class Part {
 };
 
 // A merge is "left right" in older files and ["left", "right"] in newer ones.
-std::pair<std::string, std::string> read_merge(const SortedJson& merge, size_t rank, const std::string& source) {
+std::pair<std::string, std::string> read_merge(const SortedJson& merge, size_t rank,
+                                               const std::string& source) {
   if (merge.is_string()) {
     const auto text = merge.get<std::string>();
     const size_t space = text.find(' ');
@@ -100,7 +107,8 @@ void read_model(const Part& model, BpeFile& file) {
   if (model.text("type", "BPE") != "BPE") model.refuse_type();
   model.only({"type", "dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk",
               "byte_fallback", "ignore_merges", "vocab", "merges"});
-  if (model.has("dropout") && model.at("dropout") != 0.0) model.refuse("dropout, which makes the ids random,");
+  if (model.has("dropout") && model.at("dropout") != 0.0)
+    model.refuse("dropout, which makes the ids random,");
   for (const char* affix : {"continuing_subword_prefix", "end_of_word_suffix"})
     if (!model.text(affix, "").empty()) model.refuse(affix);
   file.unk_token = model.text("unk_token", "");
@@ -111,7 +119,8 @@ void read_model(const Part& model, BpeFile& file) {
   for (const auto& [name, id] : model.at("vocab").items()) file.vocab.emplace_back(name, vocab.id(name));
   const SortedJson& merges = model.list("merges");
   if (merges.size() > kMaxMerges) model.refuse(fmt::format("a list of {} merges", merges.size()));
-  for (const SortedJson& merge : merges) file.merges.push_back(read_merge(merge, file.merges.size(), model.source()));
+  for (const SortedJson& merge : merges)
+    file.merges.push_back(read_merge(merge, file.merges.size(), model.source()));
 }
 
 void read_added_tokens(const Part& root, BpeFile& file) {
@@ -138,7 +147,8 @@ bool read_normalizer(const Part& root, BpeFile& file) {
   for (const Part& step : root.part("normalizer").steps("normalizers")) {
     if (step.is("Prepend")) {
       step.only({"type", "prepend"});
-      if (step.text("prepend") != kMetaspace || file.prefix != BpeFile::Prefix::none) step.refuse("this Prepend");
+      if (step.text("prepend") != kMetaspace || file.prefix != BpeFile::Prefix::none)
+        step.refuse("this Prepend");
       file.prefix = BpeFile::Prefix::always;
     } else if (step.is("Replace")) {
       step.only({"type", "pattern", "content"});
@@ -155,10 +165,12 @@ bool read_normalizer(const Part& root, BpeFile& file) {
 void read_metaspace(const Part& step, BpeFile& file) {
   step.only({"type", "replacement", "add_prefix_space", "prepend_scheme", "split", "str_rep"});
   if (step.text("replacement") != kMetaspace) step.refuse("a replacement other than U+2581");
-  const std::string scheme = step.text("prepend_scheme", step.flag("add_prefix_space", true) ? "always" : "never");
+  const std::string scheme =
+      step.text("prepend_scheme", step.flag("add_prefix_space", true) ? "always" : "never");
   if (scheme != "always" && scheme != "first" && scheme != "never")
     step.refuse(fmt::format("the prepend_scheme \"{}\"", scheme));
-  if (file.prefix != BpeFile::Prefix::none && scheme != "never") step.refuse("a second prefix beside the normalizer's");
+  if (file.prefix != BpeFile::Prefix::none && scheme != "never")
+    step.refuse("a second prefix beside the normalizer's");
   if (scheme == "always") file.prefix = BpeFile::Prefix::unless_there;
   if (scheme == "first") file.prefix = BpeFile::Prefix::beginning_unless_there;
   file.words_apart = step.flag("split", true);
@@ -173,7 +185,8 @@ bool read_pre_tokenizer(const Part& root, BpeFile& file) {
     if (file.byte_level) step.refuse("a step after ByteLevel");
     if (step.is("Split")) {
       step.only({"type", "pattern", "behavior", "invert"});
-      if (step.text("behavior") != "Isolated") step.refuse(fmt::format("the behavior \"{}\"", step.text("behavior")));
+      if (step.text("behavior") != "Isolated")
+        step.refuse(fmt::format("the behavior \"{}\"", step.text("behavior")));
       const Part pattern = step.part("pattern");
       pattern.only({"Regex"});
       file.splits.push_back(oniguruma_to_pcre2(pattern.text("Regex"), step.source()));
@@ -224,10 +237,12 @@ void read_metaspace_decoder(const Part& root, BpeFile& file) {
       file.strips_first_space =
           step.text("prepend_scheme", step.flag("add_prefix_space", true) ? "always" : "never") != "never";
     } else if (step.is("Strip")) {
-      if (step.text("content") != " " || step.at("start") != 1 || step.at("stop") != 0) step.refuse("this Strip");
+      if (step.text("content") != " " || step.at("start") != 1 || step.at("stop") != 0)
+        step.refuse("this Strip");
       file.strips_first_space = true;
     } else if (step.is("Replace")) {
-      if (step.at("pattern") != SortedJson{{"String", kMetaspace}} || step.text("content") != " ") step.refuse("this Replace");
+      if (step.at("pattern") != SortedJson{{"String", kMetaspace}} || step.text("content") != " ")
+        step.refuse("this Replace");
     } else if (!step.is("ByteFallback") && !step.is("Fuse")) {
       step.refuse_type();
     }
@@ -240,8 +255,8 @@ BpeFile read_tokenizer_json(std::string_view text, const std::string& source) {
   const SortedJson json = parse_sorted_json(text, source);
   const Part root(json, "tokenizer", source);
   // How much to cut off and to pad is the caller's to say, as it is in Hugging Face's own library.
-  root.only({"version", "truncation", "padding", "added_tokens", "normalizer", "pre_tokenizer", "post_processor",
-             "decoder", "model"});
+  root.only({"version", "truncation", "padding", "added_tokens", "normalizer", "pre_tokenizer",
+             "post_processor", "decoder", "model"});
   BpeFile file;
   read_model(root.part("model"), file);
   read_added_tokens(root, file);
@@ -251,7 +266,8 @@ BpeFile read_tokenizer_json(std::string_view text, const std::string& source) {
   if (file.byte_level) {
     if (root.has("normalizer")) root.refuse("a normalizer before ByteLevel");
     if (file.byte_fallback) root.refuse("byte_fallback together with ByteLevel");
-    if (!root.has("decoder") || !root.part("decoder").is("ByteLevel")) root.refuse("ByteLevel without its decoder");
+    if (!root.has("decoder") || !root.part("decoder").is("ByteLevel"))
+      root.refuse("ByteLevel without its decoder");
   } else {
     if (!normalizer_turns_spaces && !metaspace_step)
       root.refuse("a tokenizer that is neither ByteLevel nor turns spaces into U+2581");

@@ -1,5 +1,6 @@
-// What a Hugging Face tokenizer.json says, for the two kinds that LLaMA models use: byte-level BPE (GPT-2, LLaMA-3,
-// SmolLM2) and sentencepiece-style BPE with byte fallback (LLaMA-2). Everything else is refused by name.
+// What a Hugging Face tokenizer.json says, for the two kinds that LLaMA models use: byte-level BPE (GPT-2,
+// LLaMA-3, SmolLM2) and sentencepiece-style BPE with byte fallback (LLaMA-2). Everything else is refused by
+// name.
 #pragma once
 
 #include <cstdint>

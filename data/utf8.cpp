@@ -13,8 +13,10 @@ size_t utf8_length(std::string_view text, size_t at) {
   const size_t length = lead >= 0xF5 ? 0 : lead >= 0xF0 ? 4 : lead >= 0xE0 ? 3 : lead >= 0xC2 ? 2 : 0;
   if (length == 0 || text.size() - at < length) return 0;
   const unsigned second = byte_at(text, at + 1);
-  const unsigned lowest = lead == 0xE0 ? 0xA0 : lead == 0xF0 ? 0x90 : 0x80;   // below: an overlong form
-  const unsigned highest = lead == 0xED ? 0x9F : lead == 0xF4 ? 0x8F : 0xBF;  // above: a surrogate, or > U+10FFFF
+  const unsigned lowest = lead == 0xE0 ? 0xA0 : lead == 0xF0 ? 0x90 : 0x80;  // below: an overlong form
+  const unsigned highest = lead == 0xED   ? 0x9F
+                           : lead == 0xF4 ? 0x8F
+                                          : 0xBF;  // above: a surrogate, or > U+10FFFF
   if (second < lowest || second > highest) return 0;
   for (size_t i = 2; i < length; ++i)
     if ((byte_at(text, at + i) & 0xC0) != 0x80) return 0;
@@ -63,7 +65,8 @@ size_t white_space_end(std::string_view text, size_t at) {
 size_t white_space_begin(std::string_view text, size_t at, size_t lowest) {
   while (at > lowest) {
     const size_t begin = previous_character(text, at);
-    if (begin < lowest || utf8_length(text, begin) == 0 || !is_white_space(utf8_code_point(text, begin))) break;
+    if (begin < lowest || utf8_length(text, begin) == 0 || !is_white_space(utf8_code_point(text, begin)))
+      break;
     at = begin;
   }
   return at;

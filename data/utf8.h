@@ -1,4 +1,5 @@
-// UTF-8 from files and users: what is well-formed (no surrogates, no overlong forms, nothing above U+10FFFF) and where.
+// UTF-8 from files and users: what is well-formed (no surrogates, no overlong forms, nothing above U+10FFFF)
+// and where.
 #pragma once
 
 #include <cstddef>
@@ -19,7 +20,8 @@ bool is_utf8(std::string_view text);
 size_t previous_character(std::string_view text, size_t at);
 // Unicode's White_Space property.
 bool is_white_space(char32_t character);
-// Where the white space that begins at `at` ends; where the white space that ends at `at` begins, at `lowest` or after.
+// Where the white space that begins at `at` ends; where the white space that ends at `at` begins, at `lowest`
+// or after.
 size_t white_space_end(std::string_view text, size_t at);
 size_t white_space_begin(std::string_view text, size_t at, size_t lowest);
 

@@ -10,15 +10,19 @@ constexpr size_t kMaxNameBytes = 1024;
 
 }  // namespace
 
-void VocabularyTokenizer::add_entry(int32_t id, std::string name, std::string bytes, const std::string& source) {
+void VocabularyTokenizer::add_entry(int32_t id, std::string name, std::string bytes,
+                                    const std::string& source) {
   if (id < 0 || id >= kMaxVocabSize)
     fail_input("{}: \"{}\" has token id {}; ids from 0 to {} are read", source, name, id, kMaxVocabSize - 1);
   if (name.empty() || name.size() > kMaxNameBytes)
-    fail_input("{}: the entry of token id {} has {} bytes; 1 to {} are read", source, id, name.size(), kMaxNameBytes);
+    fail_input("{}: the entry of token id {} has {} bytes; 1 to {} are read", source, id, name.size(),
+               kMaxNameBytes);
   if (static_cast<size_t>(id) >= entries_.size()) entries_.resize(static_cast<size_t>(id) + 1);
   Entry& entry = entries_[static_cast<size_t>(id)];
-  if (entry.present) fail_input("{}: \"{}\" and \"{}\" have the same token id {}", source, entry.name, name, id);
-  if (!ids_.try_emplace(name, id).second) fail_input("{}: \"{}\" occurs twice in the vocabulary", source, name);
+  if (entry.present)
+    fail_input("{}: \"{}\" and \"{}\" have the same token id {}", source, entry.name, name, id);
+  if (!ids_.try_emplace(name, id).second)
+    fail_input("{}: \"{}\" occurs twice in the vocabulary", source, name);
   entry = {std::move(name), std::move(bytes), true, false};
   vocab_size = static_cast<int64_t>(entries_.size());
 }
@@ -26,8 +30,8 @@ void VocabularyTokenizer::add_entry(int32_t id, std::string name, std::string by
 void VocabularyTokenizer::add_token(const AddedToken& token, const std::string& source) {
   const int32_t known = id_of(token.content);
   if (known >= 0 && known != token.id)
-    fail_input("{}: the added token \"{}\" has id {}, but the vocabulary gives it {}", source, token.content, token.id,
-               known);
+    fail_input("{}: the added token \"{}\" has id {}, but the vocabulary gives it {}", source, token.content,
+               token.id, known);
   if (known < 0) add_entry(token.id, token.content, token.content, source);
   Entry& entry = entries_[static_cast<size_t>(token.id)];
   entry.bytes = token.content;
@@ -37,8 +41,9 @@ void VocabularyTokenizer::add_token(const AddedToken& token, const std::string& 
 
 const VocabularyTokenizer::Entry& VocabularyTokenizer::entry(int32_t id) const {
   if (id < 0 || id >= vocab_size)
-    fail_input("token id {} is outside the tokenizer's vocabulary of {}: text and tokenizer do not belong together", id,
-               vocab_size);
+    fail_input(
+        "token id {} is outside the tokenizer's vocabulary of {}: text and tokenizer do not belong together",
+        id, vocab_size);
   return entries_[static_cast<size_t>(id)];
 }
 

@@ -1,5 +1,5 @@
-// What every kind of tokenizer shares: the table of its entries, the special tokens, and decoding. A kind adds how it
-// splits text that holds no special token.
+// What every kind of tokenizer shares: the table of its entries, the special tokens, and decoding. A kind
+// adds how it splits text that holds no special token.
 #pragma once
 
 #include <cstdint>

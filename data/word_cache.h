@@ -22,7 +22,8 @@ class WordCache {
     const size_t before = ids.size();
     tokenize(word, ids);
     if (word.size() > kMaxWordBytes || words_.size() == kMaxWords) return;
-    words_.emplace(word, Run{static_cast<uint32_t>(pool_.size()), static_cast<uint32_t>(ids.size() - before)});
+    words_.emplace(word,
+                   Run{static_cast<uint32_t>(pool_.size()), static_cast<uint32_t>(ids.size() - before)});
     pool_.insert(pool_.end(), ids.begin() + static_cast<std::ptrdiff_t>(before), ids.end());
   }
 

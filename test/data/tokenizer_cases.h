@@ -29,7 +29,8 @@ inline CaseCounts check_cases(const Tokenizer& tokenizer, const std::filesystem:
     counts.tokens += static_cast<int64_t>(wanted.size());
     if (found == wanted) continue;
     ++counts.mismatches;
-    CHECK_MESSAGE(Json(found).dump() == Json(wanted).dump(), path.string(), ": ", Json(text).dump().substr(0, 200));
+    CHECK_MESSAGE(Json(found).dump() == Json(wanted).dump(), path.string(), ": ",
+                  Json(text).dump().substr(0, 200));
   }
   return counts;
 }

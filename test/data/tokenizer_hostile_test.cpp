@@ -14,7 +14,9 @@ using namespace sinklora;
 
 namespace {
 
-std::string golden_bytes(const std::string& file) { return read_text(test::golden("tokenizer/" + file), 1 << 20); }
+std::string golden_bytes(const std::string& file) {
+  return read_text(test::golden("tokenizer/" + file), 1 << 20);
+}
 
 // What the error says when `read` refuses its input, or "" when it takes it.
 std::string complaint(const std::function<void()>& read) {
@@ -41,13 +43,16 @@ std::string varint(uint64_t value) {
   return out + static_cast<char>(value);
 }
 std::string number(uint64_t field, uint64_t value) { return varint(field << 3) + varint(value); }
-std::string bytes(uint64_t field, const std::string& value) { return varint(field << 3 | 2) + varint(value.size()) + value; }
+std::string bytes(uint64_t field, const std::string& value) {
+  return varint(field << 3 | 2) + varint(value.size()) + value;
+}
 std::string piece(const std::string& text, uint64_t type = 1) {
   return bytes(1, bytes(1, text) + varint(2 << 3 | 5) + std::string(4, '\0') + number(3, type));
 }
 
 struct Model {
-  std::string pieces = piece("<unk>", 2) + piece("<s>", 3) + piece("</s>", 3) + byte_pieces() + piece("\xE2\x96\x81") + piece("a");
+  std::string pieces = piece("<unk>", 2) + piece("<s>", 3) + piece("</s>", 3) + byte_pieces() +
+                       piece("\xE2\x96\x81") + piece("a");
   std::string trainer = number(3, 2) + number(35, 1);
   std::string normalizer = number(3, 1) + number(4, 0) + number(5, 1);
   std::string rest;
@@ -81,8 +86,11 @@ TEST_CASE("hostile tokenizer.model") {
   CHECK(has(with([](Model& m) { m.pieces += piece("\xFF"); }), "not UTF-8"));
   CHECK(has(with([](Model& m) { m.pieces += piece("<unk2>", 2); }), "2 pieces stand for unknown"));
   CHECK(has(with([](Model& m) { m.pieces += piece("x\xF4\x8F\xBF\xBF"); }), "U+10FFFF"));
-  CHECK(has(with([](Model& m) { m.pieces = piece("<unk>", 2) + Model::byte_pieces(0x41); }), "<0x41> is missing"));
-  CHECK(has(with([](Model& m) { m.pieces += bytes(1, bytes(1, "b") + varint(2 << 3 | 5) + "\xFF\xFF\xFF\x7F"); }), "score"));
+  CHECK(has(with([](Model& m) { m.pieces = piece("<unk>", 2) + Model::byte_pieces(0x41); }),
+            "<0x41> is missing"));
+  CHECK(has(
+      with([](Model& m) { m.pieces += bytes(1, bytes(1, "b") + varint(2 << 3 | 5) + "\xFF\xFF\xFF\x7F"); }),
+      "score"));
   CHECK(has(with([](Model& m) { m.trainer = number(3, 1) + number(35, 1); }), "type 1"));
   CHECK(has(with([](Model& m) { m.trainer = number(3, 2); }), "byte fallback"));
   CHECK(has(with([](Model& m) { m.rest = bytes(4, "x"); }), "self-test"));
@@ -93,8 +101,14 @@ TEST_CASE("hostile tokenizer.model") {
   CHECK(has(with([](Model& m) { m.normalizer += bytes(2, "x"); }), "charsmap"));
   // A trie of one block whose root points at the block behind it; one without an end of its replacements.
   const std::string root("\x00\x04\x04\x00", 4), block(1020, '\0');
-  CHECK(has(with([&](Model& m) { m.normalizer += bytes(2, std::string("\x00\x04\x00\x00", 4) + root + block + '\0'); }), "outside itself"));
-  CHECK(has(with([&](Model& m) { m.normalizer += bytes(2, std::string("\x00\x04\x00\x00", 4) + std::string(1024, '\0') + 'x'); }), "without an end"));
+  CHECK(has(with([&](Model& m) {
+              m.normalizer += bytes(2, std::string("\x00\x04\x00\x00", 4) + root + block + '\0');
+            }),
+            "outside itself"));
+  CHECK(has(with([&](Model& m) {
+              m.normalizer += bytes(2, std::string("\x00\x04\x00\x00", 4) + std::string(1024, '\0') + 'x');
+            }),
+            "without an end"));
 }
 
 TEST_CASE("every truncation and many bit flips of a tokenizer.model are refused or harmless") {
@@ -113,7 +127,8 @@ TEST_CASE("every truncation and many bit flips of a tokenizer.model are refused 
 }
 
 TEST_CASE("hostile tokenizer.json") {
-  const Json good = parse_json(golden_bytes("llama3.json"), "good"), prepend = parse_json(golden_bytes("prepend.json"), "good");
+  const Json good = parse_json(golden_bytes("llama3.json"), "good"),
+             prepend = parse_json(golden_bytes("prepend.json"), "good");
   const auto with = [&](const Json& base, const std::string& pointer, const Json& value) {
     Json changed = base;
     changed[Json::json_pointer(pointer)] = value;
@@ -130,7 +145,7 @@ TEST_CASE("hostile tokenizer.json") {
   CHECK(has(with(good, "/model/end_of_word_suffix", "</w>"), "end_of_word_suffix"));
   CHECK(has(with(good, "/model/vocab/far", 2147483647), "2147483647"));
   CHECK(has(with(good, "/model/vocab/far", 2147483648), "token id"));
-  CHECK(has(with(good, "/model/vocab/far", 1000000), "go up to 1000000"));
+  CHECK(has(with(good, "/model/vocab/far", 1000000), "token id 1000000"));
   CHECK(has(with(good, "/model/vocab/far", -1), "token id"));
   CHECK(has(with(good, "/model/vocab/far", "7"), "token id"));
   CHECK(has(with(good, "/model/vocab/far", 7), "same token id 7"));
@@ -152,16 +167,20 @@ TEST_CASE("hostile tokenizer.json") {
   CHECK(has(with(prepend, "/normalizer/normalizers/0/prepend", "x"), "Prepend"));
   CHECK(has(with(prepend, "/normalizer", nullptr), "neither ByteLevel"));
   CHECK(has(with(prepend, "/decoder/decoders/0/type", "CTC"), "\"CTC\""));
-  CHECK(has(with(prepend, "/post_processor/single/1", Json{{"SpecialToken", Json{{"id", "</s>"}}}}), "template"));
+  CHECK(has(with(prepend, "/post_processor/single/1", Json{{"SpecialToken", Json{{"id", "</s>"}}}}),
+            "template"));
   Json normalized = prepend;
-  normalized["added_tokens"].push_back(Json{{"id", 800}, {"content", "<x>"}, {"special", false}, {"normalized", true}});
+  normalized["added_tokens"].push_back(
+      Json{{"id", 800}, {"content", "<x>"}, {"special", false}, {"normalized", true}});
   CHECK(has(json_complaint(normalized.dump()), "normalized"));
 }
 
 TEST_CASE("split patterns whose meaning is not certain are refused") {
   const Json good = parse_json(golden_bytes("llama3.json"), "good");
-  for (const std::string pattern : {"a*", "(", "\\w+", "[[:alpha:]]+", "[a&&b]", "(?R)", "(*COMMIT)a", "\\p{Han}", "^a", "a.b", "\\h",
-                                    "(?<name>a)", "a{2}+", "a{,2}", "[]a]", "\\x41", "a\\", "(?{code})", "\\C", "(?C1)a"}) {
+  for (const std::string pattern :
+       {"a*",       "(",     "\\w+", "[[:alpha:]]+", "[a&&b]",     "(?R)",  "(*COMMIT)a",
+        "\\p{Han}", "^a",    "a.b",  "\\h",          "(?<name>a)", "a{2}+", "a{,2}",
+        "[]a]",     "\\x41", "a\\",  "(?{code})",    "\\C",        "(?C1)a"}) {
     CAPTURE(pattern);
     Json changed = good;
     changed["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = pattern;

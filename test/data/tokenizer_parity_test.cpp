@@ -1,5 +1,5 @@
-// Against the reference tokenizers: our own small ones always; others' vocabularies, which are not ours to keep here,
-// where environment variables name them (scripts/check_tokenizer_parity.py).
+// Against the reference tokenizers: our own small ones always; others' vocabularies, which are not ours to
+// keep here, where environment variables name them (scripts/check_tokenizer_parity.py).
 #include <chrono>
 #include <cstdlib>
 
@@ -13,7 +13,8 @@ TEST_CASE("ids equal the reference tokenizers' on hostile text") {
                                  "sentencepiece.model", "normalizing.model"}) {
     CAPTURE(file);
     const auto path = test::golden("tokenizer/" + file);
-    const auto counts = test::check_cases(*open_tokenizer(path), std::filesystem::path(path).replace_extension(".jsonl"));
+    const auto counts =
+        test::check_cases(*open_tokenizer(path), std::filesystem::path(path).replace_extension(".jsonl"));
     CHECK(counts.texts > 100);
     CHECK(counts.mismatches == 0);
   }

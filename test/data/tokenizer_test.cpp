@@ -38,12 +38,31 @@ void copy_golden(const std::string& file, const std::filesystem::path& to) {
 
 TEST_CASE("decode(encode(bytes)) gives any bytes back") {
   // Text, ill-formed bytes, lone surrogates, overlong forms and NUL, in any mixture.
-  const std::vector<std::string> parts = {"a", " ", "  ", "\n", "\r\n", "word", " word", "\xC3\xA9", "\xF0\x9F\x91\x8D",
-                                          std::string(1, '\0'), "\xFF", "\xED\xA0\x80", "\xC0\x80", "\xE2\x96", "\xF4\x90\x80\x80",
-                                          "\xF4\x8F\xBF\xBF", "<s>", "</s>", "<|eot_id|>", "7", "123"};
+  const std::vector<std::string> parts = {"a",
+                                          " ",
+                                          "  ",
+                                          "\n",
+                                          "\r\n",
+                                          "word",
+                                          " word",
+                                          "\xC3\xA9",
+                                          "\xF0\x9F\x91\x8D",
+                                          std::string(1, '\0'),
+                                          "\xFF",
+                                          "\xED\xA0\x80",
+                                          "\xC0\x80",
+                                          "\xE2\x96",
+                                          "\xF4\x90\x80\x80",
+                                          "\xF4\x8F\xBF\xBF",
+                                          "<s>",
+                                          "</s>",
+                                          "<|eot_id|>",
+                                          "7",
+                                          "123"};
   for (const std::string file : {"gpt2.json", "llama3.json", "prepend.json", "sentencepiece.model", "byte"}) {
     CAPTURE(file);
-    const auto tokenizer = open_tokenizer(file == "byte" ? std::filesystem::path(file) : golden_tokenizer(file));
+    const auto tokenizer =
+        open_tokenizer(file == "byte" ? std::filesystem::path(file) : golden_tokenizer(file));
     for (uint64_t i = 0; i < 500; ++i) {
       std::string text;
       for (uint64_t k = 0; k < i % 12; ++k) text += parts[(i * 7919 + k * k * 104729 + k * i) % parts.size()];
@@ -60,7 +79,8 @@ TEST_CASE("a megabyte of one letter takes less than two seconds") {
     for (const std::string_view unit : {"a", " ", "a\xFF"}) {
       CAPTURE(file);
       CAPTURE(unit);
-      const auto tokenizer = open_tokenizer(file == "byte" ? std::filesystem::path(file) : golden_tokenizer(file));
+      const auto tokenizer =
+          open_tokenizer(file == "byte" ? std::filesystem::path(file) : golden_tokenizer(file));
       const std::string text = repeated(unit, 1 << 20);
       const double start = thread_seconds();
       const Ids ids = tokenizer->encode(text);
@@ -72,9 +92,11 @@ TEST_CASE("a megabyte of one letter takes less than two seconds") {
 }
 
 TEST_CASE("names of special tokens in a text stay text unless they are asked for") {
-  for (const std::string file : {"gpt2.json", "llama3.json", "smollm.json", "prepend.json", "sentencepiece.model", "byte"}) {
+  for (const std::string file :
+       {"gpt2.json", "llama3.json", "smollm.json", "prepend.json", "sentencepiece.model", "byte"}) {
     CAPTURE(file);
-    const auto tokenizer = open_tokenizer(file == "byte" ? std::filesystem::path(file) : golden_tokenizer(file));
+    const auto tokenizer =
+        open_tokenizer(file == "byte" ? std::filesystem::path(file) : golden_tokenizer(file));
     const bool llama3 = file == "llama3.json";
     const std::string name = llama3 ? "<|eot_id|>" : tokenizer->id_of("</s>") >= 0 ? "</s>" : "<|endoftext|>";
     const int32_t id = tokenizer->id_of(name);
@@ -95,10 +117,15 @@ TEST_CASE("names of special tokens in a text stay text unless they are asked for
 TEST_CASE("segments are read as one text, and only control segments hold special tokens") {
   for (const std::string file : {"llama3.json", "prepend.json", "sentencepiece.model", "byte"}) {
     CAPTURE(file);
-    const auto tokenizer = open_tokenizer(file == "byte" ? std::filesystem::path(file) : golden_tokenizer(file));
+    const auto tokenizer =
+        open_tokenizer(file == "byte" ? std::filesystem::path(file) : golden_tokenizer(file));
     const std::string bos = tokenizer->piece(tokenizer->bos_id);
-    const std::vector<Segment> segments = {{bos + "the ri", true, false}, {"ver " + bos, false, false}, {"", false, false},
-                                           {" not", false, true},        {bos, true, true},             {"then", true, false}};
+    const std::vector<Segment> segments = {{bos + "the ri", true, false},
+                                           {"ver " + bos, false, false},
+                                           {"", false, false},
+                                           {" not", false, true},
+                                           {bos, true, true},
+                                           {"then", true, false}};
     const EncodedSegments encoded = tokenizer->encode_segments(segments);
     CHECK(encoded.ids.size() == encoded.scored.size());
     CHECK(std::count(encoded.ids.begin(), encoded.ids.end(), tokenizer->bos_id) == 2);
@@ -146,12 +173,14 @@ TEST_CASE("files beside the tokenizer name BOS, EOS and padding") {
   CHECK(tokenizer->pad_id == -1);
 
   const int32_t eot = tokenizer->id_of("<|eot_id|>");
-  write_text_atomically(folder / "config.json", fmt::format(R"({{"eos_token_id": [{}, 3], "pad_token_id": 5}})", eot));
+  write_text_atomically(folder / "config.json",
+                        fmt::format(R"({{"eos_token_id": [{}, 3], "pad_token_id": 5}})", eot));
   tokenizer = open_tokenizer(folder.path());
   CHECK(tokenizer->eos_id == eot);
   CHECK(tokenizer->pad_id == 5);
 
-  write_text_atomically(folder / "special_tokens_map.json", R"({"eos_token": {"content": "<|end_of_text|>"}})");
+  write_text_atomically(folder / "special_tokens_map.json",
+                        R"({"eos_token": {"content": "<|end_of_text|>"}})");
   write_text_atomically(folder / "tokenizer_config.json",
                         R"({"pad_token": "<|end_header_id|>", "bos_token": null, "add_bos_token": false})");
   tokenizer = open_tokenizer(folder / "tokenizer.json");

@@ -1,6 +1,6 @@
-// A tokenizer file and a text for it: one byte, the text of that many bytes, then the file, which is a tokenizer.json
-// where it begins with a brace and a tokenizer.model otherwise. Nothing but an Error of code input may come out, ids
-// are of the vocabulary, and they decode.
+// A tokenizer file and a text for it: one byte, the text of that many bytes, then the file, which is a
+// tokenizer.json where it begins with a brace and a tokenizer.model otherwise. Nothing but an Error of code
+// input may come out, ids are of the vocabulary, and they decode.
 #include <cstdlib>
 
 #include "base/error.h"

@@ -12,6 +12,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <memory>
 #include <optional>
 #include <span>
 #include <string>
@@ -29,7 +30,7 @@ class Hdf5Handle {
   Hdf5Handle& operator=(Hdf5Handle&& other) noexcept;
   ~Hdf5Handle();
   operator hid_t() const { return id_; }
-  herr_t close();  // now, so that an error can be seen
+  herr_t close();  // now, so that an error is seen
 
  private:
   hid_t id_ = -1;
@@ -47,7 +48,6 @@ class Hdf5Dataset {
   void read(int64_t first, int64_t count, std::span<int32_t> out) const;
   void read(int64_t first, int64_t count, std::span<int64_t> out) const;
   void append(std::span<const int32_t> entry);  // of a dataset made by create_growing
-  void close();                                 // before its file, so that an error can be seen
 
  private:
   template <class Number>
@@ -77,11 +77,12 @@ class Hdf5Reader {
   Hdf5Handle file_;
 };
 
-// Writes with checksummed metadata (libver V110) and checksummed chunks (fletcher32), without time stamps:
-// equal content gives equal bytes.
+// Builds a file in memory, with checksummed metadata (libver V110) and checksummed chunks (fletcher32), and
+// without time stamps: equal content gives equal bytes. In memory because HDF5 1.10 does not survive a full
+// disk: its close succeeds although rows are lost, or it crashes. The caller writes the bytes.
 class Hdf5Writer {
  public:
-  explicit Hdf5Writer(const std::filesystem::path& path);
+  explicit Hdf5Writer(const std::filesystem::path& path);  // the path is for messages
 
   // [0, entry...] of int32, one entry a chunk, to be appended to.
   Hdf5Dataset create_growing(const std::string& name, const std::vector<int64_t>& entry);
@@ -89,14 +90,21 @@ class Hdf5Writer {
   void write(const std::string& name, std::span<const int64_t> values);
   void attribute(const std::string& name, int64_t value);
   void attribute(const std::string& name, const std::string& value);
-  void flush();
-  void close();
+  std::span<const std::byte> finish();  // the bytes of the file; they live as long as this object
 
  private:
   void write_as(const std::string& name, hid_t stored, hid_t memory, size_t count, const void* values);
   void write_attribute(const std::string& name, hid_t stored, hid_t memory, const void* value);
 
+  // The library's memory for the file, left to us when it closes the file.
+  struct Image {
+    std::byte* bytes = nullptr;
+    size_t capacity = 0;
+    bool closed = false;
+    ~Image();
+  };
   std::filesystem::path path_;
+  std::unique_ptr<Image> image_;
   Hdf5Handle file_;
 };
 

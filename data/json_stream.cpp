@@ -6,7 +6,7 @@
 namespace sinklora {
 namespace {
 
-constexpr size_t kPieceBytes = size_t{1} << 18;
+constexpr size_t kPieceBytes = size_t{1} << 16;
 constexpr size_t kMaxElementBytes = size_t{1} << 30;
 
 bool is_space(int byte) { return byte == ' ' || byte == '\t' || byte == '\n' || byte == '\r'; }

@@ -1,7 +1,6 @@
 #include "data/shard_writer.h"
 
 #include <algorithm>
-#include <system_error>
 
 #include "base/error.h"
 #include "base/files.h"
@@ -20,16 +19,10 @@ std::vector<uint8_t> loss_mask(const TokenRow& row) {
 
 ShardWriter::ShardWriter(fs::path path, const ShardInfo& info)
     : path_(std::move(path)),
-      temporary_(path_.string() + ".tmp"),
       info_(info),
-      file_(temporary_),
+      file_(path_),
       data_(file_.create_growing("data", {3, info.context})),
       buffer_(static_cast<size_t>(3 * info.context)) {}
-
-ShardWriter::~ShardWriter() {
-  std::error_code ignored;
-  fs::remove(temporary_, ignored);
-}
 
 void ShardWriter::append(const TokenRow& row) {
   const auto context = static_cast<size_t>(info_.context);
@@ -46,7 +39,7 @@ void ShardWriter::append(const TokenRow& row) {
   std::copy(row.ids.begin(), row.ids.end(), ids);
   std::copy(mask.begin(), mask.end(), masks);
   std::copy(row.ids.begin() + 1, row.ids.end(), labels);
-  data_.append(buffer_);
+  data_->append(buffer_);
 
   doc_len_.push_back(static_cast<int32_t>(n));
   doc_id_.push_back(row.document_id);
@@ -74,26 +67,14 @@ ShardEntry ShardWriter::finish() {
   file_.attribute("source_sha256", info_.source_sha256);
   file_.attribute("template", info_.template_name);
   file_.attribute("created_by", "sinklora " SINKLORA_VERSION);
-  // On a full disk H5Fclose can report success and lose rows; a checked flush before and after `complete`
-  // cannot.
-  file_.flush();
   file_.attribute("complete", int64_t{1});
-  file_.flush();
-  data_.close();
-  file_.close();
-
-  sync_path(temporary_);
-  ShardEntry entry{path_.filename().string(),
-                   static_cast<int64_t>(fs::file_size(temporary_)),
-                   rows(),
-                   tokens_,
-                   scored_tokens_,
-                   xxh3_128_of_file(temporary_)};
-  std::error_code error;
-  fs::rename(temporary_, path_, error);
-  if (error) fail_input("{}: cannot rename it into place: {}", path_.string(), error.message());
-  sync_path(path_.parent_path());
-  return entry;
+  data_.reset();
+  const std::span<const std::byte> bytes = file_.finish();
+  AtomicFile file(path_);
+  file.write(bytes);
+  file.commit();
+  return {path_.filename().string(), static_cast<int64_t>(bytes.size()), rows(), tokens_, scored_tokens_,
+          xxh3_128_of_file(path_)};
 }
 
 }  // namespace sinklora

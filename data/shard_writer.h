@@ -12,6 +12,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -48,23 +49,21 @@ struct ShardEntry {
   bool operator==(const ShardEntry&) const = default;
 };
 
-// Writes `path`.tmp; finish() makes it durable and renames it. Without finish() nothing is left behind.
+// Builds the shard in memory, compressed; finish() writes it, durably, and under a temporary name until it is
+// whole.
 class ShardWriter {
  public:
   ShardWriter(std::filesystem::path path, const ShardInfo& info);
-  ~ShardWriter();
-  ShardWriter(const ShardWriter&) = delete;
-  ShardWriter& operator=(const ShardWriter&) = delete;
 
   void append(const TokenRow& row);
   int64_t rows() const { return static_cast<int64_t>(doc_len_.size()); }
   ShardEntry finish();
 
  private:
-  std::filesystem::path path_, temporary_;
+  std::filesystem::path path_;
   ShardInfo info_;
   Hdf5Writer file_;
-  Hdf5Dataset data_;
+  std::optional<Hdf5Dataset> data_;
   std::vector<int32_t> buffer_;  // [3, context]
   std::vector<int32_t> doc_len_, document_starts_;
   std::vector<int64_t> doc_id_, document_offsets_{0};

@@ -14,7 +14,8 @@ namespace sinklora {
 namespace fs = std::filesystem;
 namespace {
 
-constexpr int64_t kShardBytes = int64_t{256} << 20;    // of a shard's rows before compression
+constexpr int64_t kShardBytes = int64_t{256} << 20;  // of a shard's rows before compression
+constexpr int64_t kMaxShardBytes = int64_t{2} << 30;
 constexpr int64_t kBytesInFlight = int64_t{64} << 20;  // of records being tokenized
 
 const char* name_of(Packing packing) {
@@ -23,8 +24,12 @@ const char* name_of(Packing packing) {
 }
 
 int64_t rows_per_shard(const TokenizeOptions& options) {
-  if (options.rows_per_shard > 0) return options.rows_per_shard;
-  return std::max<int64_t>(1, kShardBytes / (3 * 4 * options.encode.context));
+  const int64_t row_bytes = 3 * 4 * options.encode.context;
+  if (options.rows_per_shard > 1 && options.rows_per_shard > kMaxShardBytes / row_bytes)
+    fail_usage(
+        "--rows-per-shard {}: a shard is built in memory; at most {} rows of {} tokens fit into {} bytes",
+        options.rows_per_shard, kMaxShardBytes / row_bytes, options.encode.context, kMaxShardBytes);
+  return options.rows_per_shard > 0 ? options.rows_per_shard : std::max<int64_t>(1, kShardBytes / row_bytes);
 }
 
 int32_t padding_id(const Tokenizer& tokenizer) {
@@ -178,7 +183,8 @@ void write_shards(const Tokenizer& tokenizer, const TokenizeOptions& options, co
       [](const Record& next) { return static_cast<int64_t>(next.bytes.size()); },
       [&](const Record& next) { return encoder.encode(next); });
 
-  Progress progress("tokenize", megabytes.back(), "MB");
+  std::optional<Progress> progress;
+  if (options.show_progress) progress.emplace("tokenize", megabytes.back(), "MB");
   while (next_document(work, run, record, document)) {
     position.record = record.position;
     const bool begun = record.position.number == begin.record.number && begin.consumed > 0;
@@ -188,8 +194,9 @@ void write_shards(const Tokenizer& tokenizer, const TokenizeOptions& options, co
     }
     if (!document.dropped) packer.add(document, record.position.number, begun ? begin.consumed : 0);
     count(document, position);
-    progress.update(megabytes[static_cast<size_t>(record.position.input)] +
-                    static_cast<double>(record.end_offset) / 1e6);
+    if (progress)
+      progress->update(megabytes[static_cast<size_t>(record.position.input)] +
+                       static_cast<double>(record.end_offset) / 1e6);
   }
   document = {};
   position.record = {static_cast<int64_t>(options.inputs.size()), 0, JsonElements::Form::detect,

@@ -18,8 +18,9 @@ struct TokenizeOptions {
   std::filesystem::path out;
   EncodeOptions encode;  // its `context` is the length of a row
   Packing packing = Packing::stream;
-  int64_t rows_per_shard = 0;  // 0: about 256 MiB before compression
+  int64_t rows_per_shard = 0;  // 0: about 256 MiB before compression; a shard is built in memory
   int64_t workers = 1;
+  bool show_progress = true;
 };
 
 struct TokenizeSummary {

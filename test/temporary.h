@@ -2,6 +2,7 @@
 #pragma once
 
 #include <stdlib.h>
+#include <unistd.h>
 
 #include <filesystem>
 #include <stdexcept>
@@ -11,8 +12,8 @@ namespace sinklora::test {
 
 class TemporaryDirectory {
  public:
-  TemporaryDirectory() {
-    std::string name = (std::filesystem::temp_directory_path() / "sinklora-test-XXXXXX").string();
+  explicit TemporaryDirectory(const std::filesystem::path& parent = std::filesystem::temp_directory_path()) {
+    std::string name = (parent / "sinklora-test-XXXXXX").string();
     if (!::mkdtemp(name.data())) throw std::runtime_error("cannot create a temporary directory");
     path_ = name;
   }
@@ -28,6 +29,12 @@ class TemporaryDirectory {
  private:
   std::filesystem::path path_;
 };
+
+// Where fsync costs nothing, for tests that write many files.
+inline std::filesystem::path memory_folder() {
+  const std::filesystem::path memory = "/dev/shm";
+  return ::access(memory.c_str(), W_OK) == 0 ? memory : std::filesystem::temp_directory_path();
+}
 
 // Where the golden files lie.
 inline std::filesystem::path golden(const std::string& name) {

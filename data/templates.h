@@ -25,12 +25,8 @@ struct Message {
 // The formats of Hugging Face's chat templates for LLaMA-2 and LLaMA-3, of ChatML, and of Alpaca, with a turn
 // of a conversation as an instruction.
 enum class ChatTemplate { llama2, llama3, chatml, alpaca };
-<<<<<<< HEAD
-ChatTemplate chat_template(std::string_view name);  // "llama2", "llama3" (or with a dash), "chatml", "alpaca"; throws Error(usage)
-=======
-ChatTemplate chat_template(
-    std::string_view name);  // "llama-2", "llama-3", "chatml", "alpaca"; throws Error(usage)
->>>>>>> tokenizer
+// "llama2", "llama3" (or with a dash), "chatml", "alpaca"; throws Error(usage).
+ChatTemplate chat_template(std::string_view name);
 
 // The conversation with `tokenizer`'s own BOS and EOS where the format has them. What people and models wrote
 // is never control text, so special tokens in it stay text. Replies and the tokens that end them are

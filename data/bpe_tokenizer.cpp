@@ -88,7 +88,7 @@ class BpeTokenizer : public VocabularyTokenizer {
       unk_id_ = id_of(file.unk_token);
       if (unk_id_ < 0) fail_input("{}: unk_token \"{}\" is not in the vocabulary", source, file.unk_token);
     }
-    for (const AddedToken& token : file.added_tokens) add_added_token(token, source);
+    for (const AddedToken& token : file.added_tokens) add_added_token(token, file, source);
     bos_id = file.bos.empty() ? -1 : id_of(file.bos);
     if (bos_id < 0 && !file.bos.empty())
       fail_input("{}: the post-processor's \"{}\" is not in the vocabulary", source, file.bos);
@@ -144,11 +144,11 @@ class BpeTokenizer : public VocabularyTokenizer {
     words_apart_ = every_space_ || (!crosses_words && !ignore_merges_ && character_ids_.contains(0x2581));
   }
 
-  void add_added_token(const AddedToken& token, const std::string& source) {
+  void add_added_token(const AddedToken& token, const BpeFile& file, const std::string& source) {
     if (token.content.empty()) fail_input("{}: an added token is empty", source);
     // Hugging Face looks for such tokens in normalized text, where U+2581 is in front of the token's name
     // too. Special tokens it nearly always loads as not normalized, whatever this file says.
-    if (token.normalized && !token.special && !byte_level_)
+    if (token.normalized && !token.special && file.normalizes)
       fail_input("{}: the added token \"{}\" is to be found in normalized text, which is not supported",
                  source, token.content);
     add_token(token, source);

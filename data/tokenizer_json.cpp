@@ -145,6 +145,7 @@ bool read_normalizer(const Part& root, BpeFile& file) {
   bool turns_spaces = false;
   if (!root.has("normalizer")) return false;
   for (const Part& step : root.part("normalizer").steps("normalizers")) {
+    file.normalizes = true;
     if (step.is("Prepend")) {
       step.only({"type", "prepend"});
       if (step.text("prepend") != kMetaspace || file.prefix != BpeFile::Prefix::none)

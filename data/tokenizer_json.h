@@ -27,6 +27,7 @@ struct BpeFile {
   // Sentencepiece style: what is put in front of a text besides turning its spaces into U+2581.
   enum class Prefix { none, always, unless_there, beginning_unless_there };
   Prefix prefix = Prefix::none;
+  bool normalizes = false;          // a normalizer does this, before tokens are looked for in normalized text
   bool words_apart = false;         // every U+2581 begins a word
   bool strips_first_space = false;  // of decoded text
 

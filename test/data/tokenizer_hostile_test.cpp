@@ -173,6 +173,10 @@ TEST_CASE("hostile tokenizer.json") {
   normalized["added_tokens"].push_back(
       Json{{"id", 800}, {"content", "<x>"}, {"special", false}, {"normalized", true}});
   CHECK(has(json_complaint(normalized.dump()), "normalized"));
+  // Without a normalizer the text is the normalized text.
+  normalized["normalizer"] = nullptr;
+  normalized["pre_tokenizer"] = Json{{"type", "Metaspace"}, {"replacement", "\xE2\x96\x81"}};
+  CHECK(json_complaint(normalized.dump()) == "");
 }
 
 TEST_CASE("split patterns whose meaning is not certain are refused") {

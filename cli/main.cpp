@@ -39,8 +39,6 @@ int main(int argc, char** argv) {
   app.set_config("--config", "", "read options from a TOML file; the command line wins over it");
   app.allow_config_extras(CLI::config_extras_mode::error);
   app.config_formatter(std::make_shared<VerbConfig>(app));
-  add_tokenize(app);
-  add_inspect(app);
   add_plan(app);
   add_train(app);
   add_eval(app);

@@ -100,6 +100,7 @@ void add_train_options(CLI::App& verb, TrainOptions& options) {
   add_count(*group, "--save-every", options.save_every, "steps between checkpoints; 0: only at the end");
   add_count(*group, "--keep-last", options.keep_last, "checkpoints to keep; 0: all");
   add_count(*group, "--eval-every", options.eval_every, "steps between evaluations on --eval-data; 0: only at the end");
+  group->add_flag("--quiet", options.quiet, "print errors alone");
   add_count(*group, "--log-every", options.log_every, "steps between console lines; metrics.jsonl has every step", 1);
 }
 

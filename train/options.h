@@ -41,6 +41,7 @@ struct TrainOptions {
   // Output
   std::filesystem::path out;
   std::string resume = "auto";           // auto, never, or a checkpoint directory
+  bool quiet = false;                    // nothing on the console but errors
   int64_t save_every = 500, keep_last = 3, eval_every = 0, log_every = 1;
   std::string resolved_config;           // TOML of all options, written to OUT/run.toml
 };

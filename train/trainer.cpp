@@ -101,16 +101,24 @@ class Trainer {
     if (saved_step != state_.step) save();
     write_plot(options_.out / "loss.svg", "training loss", "step", "loss (nats a token)", log.losses());
     if (stop_signal != 0) {
-      fmt::print("signal {}: saved step {}; run the same command again to go on\n", static_cast<int>(stop_signal), state_.step);
+      say("signal {}: saved step {}; run the same command again to go on\n", static_cast<int>(stop_signal), state_.step);
       return ExitCode::preempted;
     }
     if (eval_data_) evaluate();
-    fmt::print("done: {} and {}\n", (options_.out / step_directory_name(state_.step)).string(),
+    say("done: {} and {}\n", (options_.out / step_directory_name(state_.step)).string(),
                (options_.out / "loss.svg").string());
     return ExitCode::ok;
   }
 
  private:
+  // Prints to the console unless the run is quiet.
+  template <class... Args>
+  void say(fmt::format_string<Args...> format, Args&&... args) const {
+    if (options_.quiet) return;
+    fmt::print(format, std::forward<Args>(args)...);
+    std::fflush(stdout);
+  }
+
   void build_model() {
     const MemoryPlan plan = plan_memory(options_);
     if (!plan.fits())
@@ -123,16 +131,16 @@ class Trainer {
     if (options_.init == "random") model_->weights().initialize(*ops_, seed);
     else model_->weights().load(*ops_, ModelDirectory(options_.model));
     model_->weights().initialize_adapters(*ops_, seed);
-    fmt::print("model      {} ({} layers, hidden {}, {} heads / {} KV heads of {}), RoPE {}\n", options_.model.string(),
+    say("model      {} ({} layers, hidden {}, {} heads / {} KV heads of {}), RoPE {}\n", options_.model.string(),
                setup_.config.num_layers, setup_.config.hidden_size, setup_.config.num_heads, setup_.config.num_kv_heads,
                setup_.config.head_dim, describe(setup_.config.rope));
-    fmt::print("attention  {}\n", describe(options_.attention, setup_.pattern, setup_.config.num_heads));
-    fmt::print("training   {}: {} parameters\n", options_.trainable,
+    say("attention  {}\n", describe(options_.attention, setup_.pattern, setup_.config.num_heads));
+    say("training   {}: {} parameters\n", options_.trainable,
                format_count(static_cast<double>(model_->weights().trained_elements())));
-    fmt::print("data       {}\n", data_->describe());
-    fmt::print("steps      {} of {} x {} samples ({:.2f} epochs)\n", steps_, options_.accumulate, options_.batch,
+    say("data       {}\n", data_->describe());
+    say("steps      {} of {} x {} samples ({:.2f} epochs)\n", steps_, options_.accumulate, options_.batch,
                static_cast<double>(steps_ * options_.accumulate * options_.batch) / static_cast<double>(data_->size()));
-    fmt::print("memory     {} in arenas and libraries, recompute {}\n\n", format_bytes(static_cast<double>(plan.total)),
+    say("memory     {} in arenas and libraries, recompute {}\n\n", format_bytes(static_cast<double>(plan.total)),
                name_of(plan.recompute));
   }
 
@@ -146,7 +154,7 @@ class Trainer {
     }
     if (checkpoint) {
       state_ = load_checkpoint(*checkpoint, *ops_, model_->weights(), setup_.config, fingerprint_);
-      fmt::print("resuming   {} at step {}\n", checkpoint->string(), state_.step);
+      say("resuming   {} at step {}\n", checkpoint->string(), state_.step);
     }
     if (!options_.resolved_config.empty()) write_text_atomically(options_.out / "run.toml", options_.resolved_config);
   }
@@ -207,14 +215,13 @@ class Trainer {
   void print_step(const StepMetrics& metrics) {
     const double elapsed = std::chrono::duration<double>(std::chrono::steady_clock::now() - started_).count();
     const double a_step = elapsed / static_cast<double>(std::max<int64_t>(1, metrics.step - first_step_));
-    fmt::print("{}\n", console_line(metrics, steps_, a_step * static_cast<double>(steps_ - metrics.step)));
-    std::fflush(stdout);
+    say("{}\n", console_line(metrics, steps_, a_step * static_cast<double>(steps_ - metrics.step)));
   }
 
   void evaluate() {
     const Perplexity result =
         perplexity_blocks(*model_, *eval_data_, AttentionPattern{}, options_.batch, false);
-    fmt::print("eval  step {} | blocks, full attention, context {} | nll {:.5f} | ppl {:.3f}\n", state_.step,
+    say("eval  step {} | blocks, full attention, context {} | nll {:.5f} | ppl {:.3f}\n", state_.step,
                options_.context, result.nll, result.ppl);
   }
 

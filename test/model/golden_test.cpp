@@ -27,7 +27,8 @@ std::vector<double> read_f64(const SafetensorsFile& file, const std::string& nam
 Batch golden_batch(const fs::path& folder) {
   std::vector<Sample> samples;
   std::vector<int64_t> ids;
-  for (const Json& sequence : read_json(folder / "batch.json").at("sequences")) {
+  const Json json = read_json(folder / "batch.json");
+  for (const Json& sequence : json.at("sequences")) {
     samples.push_back({sequence.at("ids").get<std::vector<int32_t>>(), sequence.at("targets").get<std::vector<int32_t>>(), {0}});
     ids.push_back(static_cast<int64_t>(ids.size()));
   }

@@ -5,6 +5,7 @@
 
 #include "base/hash.h"
 #include "base/json.h"
+#include "base/random.h"
 #include "test/temporary.h"
 #include "train/checkpoint.h"
 #include "train/metrics.h"
@@ -49,6 +50,7 @@ TrainOptions base_options(const TemporaryDirectory& folder, const std::string& o
   o.steps = 9;
   o.save_every = 0;
   o.keep_last = 0;
+  o.quiet = true;
   return o;
 }
 

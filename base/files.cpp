@@ -32,7 +32,9 @@ fs::path temporary_beside(const fs::path& path) {
 
 }  // namespace
 
-ReadFile::ReadFile(const fs::path& path) : path_(path), descriptor_(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)) {  // a named pipe would block for ever
+// O_NONBLOCK: without it, opening a named pipe would wait for ever; regular files do not mind.
+ReadFile::ReadFile(const fs::path& path)
+    : path_(path), descriptor_(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)) {
   if (descriptor_ < 0) fail_input("{}: cannot open: {}", path.string(), reason());
   struct stat status {};
   if (::fstat(descriptor_, &status) != 0 || !S_ISREG(status.st_mode)) {

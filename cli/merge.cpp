@@ -49,7 +49,8 @@ void add_merge(CLI::App& app) {
       "  sinklora merge --model llama-7b --adapter run/step-00001000 --out merged --dtype fp16 "
       "--max-shard-size 2G\n"
       "  sinklora merge --model llama-7b --adapter longlora --out merged --embed-rows keep --rope-scaling "
-      "linear:8");
+      "linear:8\n"
+      "Exit codes: 0 done, 2 wrong command line, 3 broken input.");
   verb->callback([options] {
     const ModelDirectory base(options->model);
     const Adapter adapter = read_adapter(options->adapter, base.config(),

@@ -323,7 +323,8 @@ LlamaConfig read_config(const std::filesystem::path& model_directory) {
   const std::filesystem::path path = model_directory / "config.json";
   const Json json = read_json(path, int64_t{1} << 18);
   LlamaConfig config = parse_config(json, path.string());
-  for (const auto& [key, value] : json.items()) {
+  for (const auto& item : json.items()) {
+    const std::string& key = item.key();
     const bool known =
         std::any_of(std::begin(kKnown), std::end(kKnown), [&](const char* k) { return key == k; }) ||
         std::any_of(std::begin(kNeutral), std::end(kNeutral), [&](auto& n) { return key == n.key; });

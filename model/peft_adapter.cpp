@@ -128,19 +128,13 @@ Json read_adapter_json(const fs::path& directory) {
   return read_json(directory / kConfigFile, kMaxConfigBytes);
 }
 
-// Everything that target_modules and modules_to_save name must be there, and everything that is there must
-// fit.
-void compare_with_base(AdapterLayout& layout, const LlamaConfig& base, const std::string& embed_rows,
-                       const std::string& source) {
-  std::vector<std::string> defects;
-  LlamaConfig with_head = base;
-  with_head.tied_embeddings = false;
-  std::map<std::string, std::vector<int64_t>> shapes;
-  for (const TensorInfo& info : expected_tensors(with_head)) shapes[info.name] = info.shape;
+using Shapes = std::map<std::string, std::vector<int64_t>>;
 
-  std::set<std::string> present;
+// What is in the adapter must fit the base. Rows beyond the base's vocabulary are cut off where `embed_rows`
+// says so.
+void check_fit(AdapterLayout& layout, const LlamaConfig& base, const Shapes& shapes,
+               const std::string& embed_rows, std::vector<std::string>& defects) {
   for (const AdapterLayout::Module& module : layout.modules) {
-    present.insert(module.name);
     const auto at = shapes.find(module.name + ".weight");
     if (at == shapes.end())
       defects.push_back(
@@ -159,34 +153,49 @@ void compare_with_base(AdapterLayout& layout, const LlamaConfig& base, const std
     const bool taller = by_token && info.shape.size() == 2 && info.shape[1] == base.hidden_size &&
                         info.shape[0] > base.vocab_size;
     if (taller && embed_rows.empty())
-      defects.push_back(
-          fmt::format("{} has {} rows over a base of {} (LongLoRA adds a [PAD] row); say --embed-rows drop "
-                      "or keep",
-                      info.name, info.shape[0], base.vocab_size));
+      defects.push_back(fmt::format(
+          "{} has {} rows over a base of {} (LongLoRA adds a [PAD] row); say --embed-rows drop or keep",
+          info.name, info.shape[0], base.vocab_size));
     else if (taller && embed_rows == "drop")
       info.shape[0] = base.vocab_size;
     else if (!taller && info.shape != at->second)
       defects.push_back(fmt::format("{} has shape [{}], the base has [{}]", info.name,
                                     fmt::join(info.shape, ", "), fmt::join(at->second, ", ")));
   }
-  if (!layout.settings.targets.empty())
+}
+
+// What target_modules and modules_to_save name must be in the adapter.
+void check_complete(const AdapterLayout& layout, const LlamaConfig& base, const Shapes& shapes,
+                    std::vector<std::string>& defects) {
+  const AdapterSettings& settings = layout.settings;
+  std::set<std::string> present, replaced;
+  for (const AdapterLayout::Module& module : layout.modules) present.insert(module.name);
+  for (const TensorInfo& info : layout.replaced) replaced.insert(info.name);
+  if (!settings.targets.empty())
     for (int64_t layer = 0; layer < base.num_layers; ++layer)
       for (size_t linear = 0; linear < std::size(kLinearNames); ++linear)
         if (const std::string name = linear_name(layer, linear);
-            layout.settings.selects(name, layer) && !present.contains(name))
+            settings.selects(name, layer) && !present.contains(name))
           defects.push_back(fmt::format("target_modules names {}, but its matrices are missing", name));
   for (const char* other : {"model.embed_tokens", "lm_head"})
-    if (!layout.settings.targets.all_linear && layout.settings.targets.contains(other))
+    if (!settings.targets.all_linear && settings.targets.contains(other))
       defects.push_back(
           fmt::format("target_modules names {}; LoRA is implemented for the linears of the blocks", other));
-  for (const std::string& wanted : layout.settings.modules_to_save)
-    for (const auto& [name, shape] : shapes) {
-      const std::string module = name.substr(0, name.size() - std::string_view(".weight").size());
-      const bool there = std::any_of(layout.replaced.begin(), layout.replaced.end(),
-                                     [&](auto& r) { return r.name == name; });
-      if (module.ends_with(wanted) && !there)
+  for (const std::string& wanted : settings.modules_to_save)
+    for (const auto& [name, shape] : shapes)
+      if (name.ends_with(wanted + ".weight") && !replaced.contains(name))
         defects.push_back(fmt::format("modules_to_save names {}, but {} is missing", wanted, name));
-    }
+}
+
+void compare_with_base(AdapterLayout& layout, const LlamaConfig& base, const std::string& embed_rows,
+                       const std::string& source) {
+  LlamaConfig with_head = base;
+  with_head.tied_embeddings = false;
+  Shapes shapes;
+  for (const TensorInfo& info : expected_tensors(with_head)) shapes[info.name] = info.shape;
+  std::vector<std::string> defects;
+  check_fit(layout, base, shapes, embed_rows, defects);
+  check_complete(layout, base, shapes, defects);
   fail_on(defects, source);
 }
 

@@ -119,11 +119,12 @@ TEST_CASE("adapter: what we write has PEFT's keys, shapes and settings, and read
       CHECK(info.name.find("modules_to_save") == std::string::npos);
     }
     const Json config = read_json(folder / "adapter_config.json");
-    for (const auto& [key, value] : config.items()) {
+    for (const auto& item : config.items()) {
+      const std::string& key = item.key();
       CAPTURE(key);
       CHECK(adapter.config.contains(key));
       if (key == "target_modules" || key == "modules_to_save" || key == "base_model_name_or_path") continue;
-      CHECK(value == adapter.config[key]);
+      CHECK(item.value() == adapter.config[key]);
     }
     CHECK(config["base_model_name_or_path"] == "some/base");
     const Adapter again = read_adapter(folder.path(), base);

@@ -26,6 +26,8 @@ Value parse_guarded(std::string_view text, const std::string& source) {
     }
     return true;
   };
+  // The library takes a zero byte for the end and reads nothing behind it.
+  if (text.find('\0') != std::string_view::npos) fail_input("{}: not valid JSON: it holds a zero byte", source);
   try {
     return Value::parse(text.begin(), text.end(), guard);
   } catch (const typename Value::exception& error) {

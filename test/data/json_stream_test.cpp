@@ -72,6 +72,8 @@ TEST_CASE("broken arrays are errors that name file and byte") {
     CAPTURE(text);
     CHECK_THROWS_WITH_AS(split(text), doctest::Contains("t.json: "), Error);
   }
+  CHECK_THROWS_AS(split(std::string("[1]\0]", 5)), Error);
+  CHECK_THROWS_AS(parse_json(std::string("[1]\0]", 5), "t.json"), Error);
   CHECK_THROWS_WITH_AS(split("[1,2,[3"), doctest::Contains("byte 5"), Error);
   for (const char* open : {"[", "{\"a\":"}) {
     std::string deep = "[";

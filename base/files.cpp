@@ -20,7 +20,8 @@ void write_fully(int descriptor, std::span<const std::byte> bytes, const fs::pat
   while (!bytes.empty()) {
     const ssize_t written = ::write(descriptor, bytes.data(), bytes.size());
     if (written < 0 && errno == EINTR) continue;
-    if (written <= 0) fail_input("{}: cannot write: {}", path.string(), written < 0 ? reason() : "no progress");
+    if (written <= 0)
+      fail_input("{}: cannot write: {}", path.string(), written < 0 ? reason() : "no progress");
     bytes = bytes.subspan(static_cast<size_t>(written));
   }
 }
@@ -52,7 +53,8 @@ ReadFile::ReadFile(ReadFile&& other) noexcept
 int64_t ReadFile::read_some(int64_t offset, std::span<std::byte> out) const {
   int64_t done = 0;
   while (done < static_cast<int64_t>(out.size())) {
-    const ssize_t got = ::pread(descriptor_, out.data() + done, out.size() - static_cast<size_t>(done), offset + done);
+    const ssize_t got =
+        ::pread(descriptor_, out.data() + done, out.size() - static_cast<size_t>(done), offset + done);
     if (got < 0 && errno == EINTR) continue;
     if (got < 0) fail_input("{}: cannot read at byte {}: {}", path_.string(), offset + done, reason());
     if (got == 0) break;
@@ -64,7 +66,8 @@ int64_t ReadFile::read_some(int64_t offset, std::span<std::byte> out) const {
 void ReadFile::read(int64_t offset, std::span<std::byte> out) const {
   const int64_t got = read_some(offset, out);
   if (got != static_cast<int64_t>(out.size()))
-    fail_input("{}: ends at byte {}, wanted {} bytes from byte {}", path_.string(), offset + got, out.size(), offset);
+    fail_input("{}: ends at byte {}, wanted {} bytes from byte {}", path_.string(), offset + got, out.size(),
+               offset);
 }
 
 AtomicFile::AtomicFile(fs::path path) : path_(std::move(path)), temporary_(temporary_beside(path_)) {
@@ -92,7 +95,8 @@ AtomicDirectory::AtomicDirectory(fs::path path) : final_(std::move(path)) {
   if (!final_.has_filename()) final_ = final_.parent_path();
   temporary_ = temporary_beside(final_);
   std::error_code error;
-  if (fs::exists(final_, error)) fail_usage("{}: exists already; choose another output directory", final_.string());
+  if (fs::exists(final_, error))
+    fail_usage("{}: exists already; choose another output directory", final_.string());
   if (final_.has_parent_path()) fs::create_directories(final_.parent_path(), error);
   fs::remove_all(temporary_, error);
   error.clear();
@@ -106,7 +110,8 @@ AtomicDirectory::~AtomicDirectory() {
 void AtomicDirectory::commit() {
   for (const auto& entry : fs::recursive_directory_iterator(temporary_)) sync_path(entry.path());
   sync_path(temporary_);
-  if (::rename(temporary_.c_str(), final_.c_str()) != 0) fail_input("{}: cannot save: {}", final_.string(), reason());
+  if (::rename(temporary_.c_str(), final_.c_str()) != 0)
+    fail_input("{}: cannot save: {}", final_.string(), reason());
   committed_ = true;
   sync_path(final_.parent_path());
 }
@@ -139,7 +144,8 @@ void sync_path(const fs::path& path) {
 
 int64_t free_bytes(const fs::path& folder) {
   struct statvfs status {};
-  if (::statvfs(folder.c_str(), &status) != 0) fail_input("{}: cannot ask for free space: {}", folder.string(), reason());
+  if (::statvfs(folder.c_str(), &status) != 0)
+    fail_input("{}: cannot ask for free space: {}", folder.string(), reason());
   return static_cast<int64_t>(status.f_bavail) * static_cast<int64_t>(status.f_frsize);
 }
 

@@ -9,7 +9,8 @@
 
 namespace sinklora {
 
-// A file opened for reading. pread only: no mapping, so a file that shrinks under us is an error and not a SIGBUS.
+// A file opened for reading. pread only: no mapping, so a file that shrinks under us is an error and not a
+// SIGBUS.
 class ReadFile {
  public:
   explicit ReadFile(const std::filesystem::path& path);
@@ -32,8 +33,8 @@ class ReadFile {
   int64_t size_ = 0;
 };
 
-// A file written under a temporary name in the same folder; commit() makes it durable and renames it into place.
-// Without commit() nothing is left behind.
+// A file written under a temporary name in the same folder; commit() makes it durable and renames it into
+// place. Without commit() nothing is left behind.
 class AtomicFile {
  public:
   explicit AtomicFile(std::filesystem::path path);
@@ -50,7 +51,8 @@ class AtomicFile {
   int descriptor_ = -1;
 };
 
-// A folder filled under a temporary name beside `path`; commit() syncs every file in it and renames it into place.
+// A folder filled under a temporary name beside `path`; commit() syncs every file in it and renames it into
+// place.
 class AtomicDirectory {
  public:
   // Throws Error(usage) when `path` exists already, or its parent cannot be written.

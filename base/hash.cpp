@@ -32,7 +32,8 @@ class Sha256 {
       fail_internal("OpenSSL cannot start SHA-256");
   }
   void update(std::span<const std::byte> bytes) {
-    if (EVP_DigestUpdate(context_.get(), bytes.data(), bytes.size()) != 1) fail_internal("OpenSSL SHA-256 failed");
+    if (EVP_DigestUpdate(context_.get(), bytes.data(), bytes.size()) != 1)
+      fail_internal("OpenSSL SHA-256 failed");
   }
   std::string hex() {
     unsigned char digest[EVP_MAX_MD_SIZE];

@@ -1,4 +1,5 @@
-// Checksums: XXH3 where speed matters (shards, fingerprints), SHA-256 where a person may compare with sha256sum.
+// Checksums: XXH3 where speed matters (shards, fingerprints), SHA-256 where a person may compare with
+// sha256sum.
 #pragma once
 
 #include <cstdint>

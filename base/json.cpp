@@ -22,12 +22,14 @@ Value parse_guarded(std::string_view text, const std::string& source) {
       keys.pop_back();
     } else if (event == Event::key) {
       const auto key = parsed.template get<std::string>();
-      if (!keys.back().insert(key).second) fail_input("{}: JSON key \"{}\" occurs twice in one object", source, key);
+      if (!keys.back().insert(key).second)
+        fail_input("{}: JSON key \"{}\" occurs twice in one object", source, key);
     }
     return true;
   };
   // The library takes a zero byte for the end and reads nothing behind it.
-  if (text.find('\0') != std::string_view::npos) fail_input("{}: not valid JSON: it holds a zero byte", source);
+  if (text.find('\0') != std::string_view::npos)
+    fail_input("{}: not valid JSON: it holds a zero byte", source);
   try {
     return Value::parse(text.begin(), text.end(), guard);
   } catch (const typename Value::exception& error) {
@@ -37,7 +39,9 @@ Value parse_guarded(std::string_view text, const std::string& source) {
 
 }  // namespace
 
-Json parse_json(std::string_view text, const std::string& source) { return parse_guarded<Json>(text, source); }
+Json parse_json(std::string_view text, const std::string& source) {
+  return parse_guarded<Json>(text, source);
+}
 SortedJson parse_sorted_json(std::string_view text, const std::string& source) {
   return parse_guarded<SortedJson>(text, source);
 }

@@ -1,5 +1,5 @@
-// JSON from files we did not write: nlohmann-json behind a guard, because the library alone recurses on deep nesting
-// and lets the last of two equal keys win.
+// JSON from files we did not write: nlohmann-json behind a guard, because the library alone recurses on deep
+// nesting and lets the last of two equal keys win.
 #pragma once
 
 #include <nlohmann/json.hpp>
@@ -15,8 +15,8 @@ using SortedJson = nlohmann::json;  // finds a key in O(log n): for objects of m
 
 inline constexpr int kMaxJsonDepth = 64;
 
-// Parses one JSON value. Throws Error(input) naming `source` on bad syntax, duplicate keys, invalid UTF-8 or nesting
-// deeper than kMaxJsonDepth.
+// Parses one JSON value. Throws Error(input) naming `source` on bad syntax, duplicate keys, invalid UTF-8 or
+// nesting deeper than kMaxJsonDepth.
 Json parse_json(std::string_view text, const std::string& source);
 SortedJson parse_sorted_json(std::string_view text, const std::string& source);
 

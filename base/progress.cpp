@@ -27,10 +27,13 @@ void Progress::update(double done, const std::string& extra) {
   last_ = now;
   const double elapsed = std::chrono::duration<double>(now - start_).count();
   std::string line = fmt::format("{} {:.1f}", label_, done);
-  if (total_ > 0) line += fmt::format("/{:.1f} {} ({:.0f} %)", total_, unit_, 100.0 * done / total_);
-  else line += fmt::format(" {}", unit_);
+  if (total_ > 0)
+    line += fmt::format("/{:.1f} {} ({:.0f} %)", total_, unit_, 100.0 * done / total_);
+  else
+    line += fmt::format(" {}", unit_);
   if (elapsed > 0) line += fmt::format(" | {:.1f} {}/s", done / elapsed, unit_);
-  if (total_ > 0 && done > 0 && !finished) line += fmt::format(" | eta {}", format_duration(elapsed * (total_ - done) / done));
+  if (total_ > 0 && done > 0 && !finished)
+    line += fmt::format(" | eta {}", format_duration(elapsed * (total_ - done) / done));
   if (!extra.empty()) line += " | " + extra;
   fmt::print(out_, fmt::runtime(terminal_ ? "\r{}\033[K" : "{}\n"), line);
   std::fflush(out_);

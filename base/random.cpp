@@ -30,7 +30,9 @@ uint64_t RandomStream::bits(uint64_t index) const {
   return r[0] | (uint64_t{r[1]} << 32);
 }
 
-double RandomStream::uniform(uint64_t index) const { return static_cast<double>(bits(index) >> 11) * 0x1p-53; }
+double RandomStream::uniform(uint64_t index) const {
+  return static_cast<double>(bits(index) >> 11) * 0x1p-53;
+}
 
 double RandomStream::normal(uint64_t index) const {
   const auto r = philox({static_cast<uint32_t>(index), static_cast<uint32_t>(index >> 32),
@@ -58,7 +60,8 @@ uint64_t Permutation::operator()(uint64_t index) const {
     auto left = static_cast<uint32_t>(index >> half_bits_) & mask;
     auto right = static_cast<uint32_t>(index) & mask;
     for (uint32_t round = 0; round < 4; ++round) {
-      const auto r = philox({right, round, 0, 0}, {static_cast<uint32_t>(key_), static_cast<uint32_t>(key_ >> 32)});
+      const auto r =
+          philox({right, round, 0, 0}, {static_cast<uint32_t>(key_), static_cast<uint32_t>(key_ >> 32)});
       const uint32_t next = left ^ (r[0] & mask);
       left = right;
       right = next;

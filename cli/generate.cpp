@@ -42,8 +42,8 @@ void run(GenerateCommand& c) {
   const auto prompt_tokens = static_cast<int64_t>(ids.size());
   if (c.inference.context == 0) c.inference.context = prompt_tokens + c.generate.max_new_tokens;
   if (prompt_tokens >= c.inference.context)
-    fail_usage("the prompt has {} tokens and --context is {}; give a longer context or a shorter prompt", prompt_tokens,
-               c.inference.context);
+    fail_usage("the prompt has {} tokens and --context is {}; give a longer context or a shorter prompt",
+               prompt_tokens, c.inference.context);
   const LoadedModel loaded = load_for_inference(c.inference);
   c.generate.stop_ids = loaded.llama->config().eos_ids;
   c.generate.seed = static_cast<uint64_t>(c.seed);
@@ -76,14 +76,19 @@ void add_generate(CLI::App& app) {
   auto* verb = app.add_subcommand("generate", "continue a prompt, streaming the text");
   const auto command = std::make_shared<GenerateCommand>();
   add_inference_options(*verb, command->inference);
-  verb->add_option("--tokenizer", command->tokenizer, "where the tokenizer is, if not in --model")->type_name("PATH");
+  verb->add_option("--tokenizer", command->tokenizer, "where the tokenizer is, if not in --model")
+      ->type_name("PATH");
   auto* prompt = verb->add_option("--prompt", command->prompt, "text to continue")->type_name("TEXT");
-  verb->add_option("--prompt-file", command->prompt_file, "file with the text to continue")->type_name("FILE")->excludes(prompt);
-  add_count(*verb, "--context", command->inference.context, "longest text in tokens; 0: prompt and reply", 0, int64_t{1} << 30);
+  verb->add_option("--prompt-file", command->prompt_file, "file with the text to continue")
+      ->type_name("FILE")
+      ->excludes(prompt);
+  add_count(*verb, "--context", command->inference.context, "longest text in tokens; 0: prompt and reply", 0,
+            int64_t{1} << 30);
   add_count(*verb, "--max-new-tokens", command->generate.max_new_tokens, "longest reply", 1);
   add_number(*verb, "--temperature", command->generate.temperature, "0: always the likeliest token", 0, 100);
   add_count(*verb, "--seed", command->seed, "of the sampling");
-  verb->add_option("--json", command->json, "write reply and timing as JSON to FILE, - for standard output")->type_name("FILE");
+  verb->add_option("--json", command->json, "write reply and timing as JSON to FILE, - for standard output")
+      ->type_name("FILE");
   verb->footer("Example:\n  sinklora generate --model smollm2 --prompt \"The sea was\" --max-new-tokens 50");
   verb->callback([command] { run(*command); });
 }

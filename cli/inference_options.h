@@ -13,8 +13,10 @@ inline void add_inference_options(CLI::App& verb, InferenceOptions& options) {
   auto* group = verb.add_option_group("Model");
   group->add_option("--model", options.model, "Hugging Face LLaMA directory")->required()->type_name("DIR");
   group->add_option("--adapter", options.adapter, "PEFT adapter or checkpoint to apply")->type_name("DIR");
-  group->add_option("--rope-scaling", options.rope_scaling,
-                    "auto (as the adapter was trained, else up to --context), none, linear:F, dynamic:F, yarn:F, llama3:F")
+  group
+      ->add_option("--rope-scaling", options.rope_scaling,
+                   "auto (as the adapter was trained, else up to --context), none, linear:F, dynamic:F, "
+                   "yarn:F, llama3:F")
       ->capture_default_str()
       ->type_name("WORD");
   add_choice(*group, "--device", options.device, "", {"cpu", "cuda"});

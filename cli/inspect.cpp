@@ -8,6 +8,7 @@
 #include "cli/option_checks.h"
 #include "cli/verbs.h"
 #include "data/inspect_dataset.h"
+#include "model/describe.h"
 
 namespace sinklora {
 namespace {
@@ -29,24 +30,35 @@ struct Kind {
   void (*inspect)(const Arguments& arguments);
 };
 constexpr Kind kKinds[] = {
+    {[](const std::filesystem::path& path) { return exists(path / "adapter_config.json"); },
+     [](const Arguments& arguments) { fmt::print("{}\n", describe_adapter(arguments.path)); }},
+    {[](const std::filesystem::path& path) { return exists(path / "config.json"); },
+     [](const Arguments& arguments) { fmt::print("{}\n", describe_model(arguments.path)); }},
     {is_dataset, inspect_data},
+    {[](const std::filesystem::path& path) { return path.extension() == ".safetensors"; },
+     [](const Arguments& arguments) { fmt::print("{}\n", describe_safetensors(arguments.path)); }},
 };
 
 void run(const Arguments& arguments) {
   if (!std::filesystem::exists(arguments.path)) fail_input("{}: does not exist", arguments.path);
   for (const Kind& kind : kKinds)
     if (kind.recognises(arguments.path)) return kind.inspect(arguments);
-  fail_input("{}: not recognised; shards (.h5 or a directory of them) and token streams (.bin) are",
-             arguments.path);
+  fail_input(
+      "{}: not recognised; models, adapters, checkpoints, .safetensors, shards (.h5 or a directory of them) "
+      "and "
+      "token streams (.bin) are",
+      arguments.path);
 }
 
 }  // namespace
 
 void add_inspect(CLI::App& app) {
-  CLI::App* verb = app.add_subcommand("inspect", "a dataset in words, with samples of its tokens and labels");
+  CLI::App* verb = app.add_subcommand(
+      "inspect", "a dataset, model, adapter or checkpoint in words; samples of tokens and labels");
   const auto arguments = std::make_shared<Arguments>();
   Arguments& a = *arguments;
-  verb->add_option("path", a.path, "a shard, a directory of shards, or a token stream (.bin)")
+  verb->add_option("path", a.path,
+                   "a shard, a directory of shards, a token stream (.bin), a model or an adapter")
       ->required()
       ->type_name("PATH")
       ->group("Input");

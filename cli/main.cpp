@@ -9,7 +9,8 @@
 
 namespace {
 
-// TOML whose keys outside any [section] belong to the verb on the command line, so that run.toml can be given back.
+// TOML whose keys outside any [section] belong to the verb on the command line, so that run.toml can be given
+// back.
 class VerbConfig : public CLI::ConfigTOML {
  public:
   explicit VerbConfig(const CLI::App& app) : app_(app) {}
@@ -34,8 +35,9 @@ int main(int argc, char** argv) {
   app.require_subcommand(1);
   add_tokenize(app);
   add_inspect(app);
-  app.footer("Exit codes: 0 done, 2 wrong command line, 3 broken input, 4 does not fit into memory,\n"
-             "5 non-finite loss, 6 a peer failed, 70 a defect of this program, 75 saved on a signal.");
+  app.footer(
+      "Exit codes: 0 done, 2 wrong command line, 3 broken input, 4 does not fit into memory,\n"
+      "5 non-finite loss, 6 a peer failed, 70 a defect of this program, 75 saved on a signal.");
   app.set_config("--config", "", "read options from a TOML file; the command line wins over it");
   app.allow_config_extras(CLI::config_extras_mode::error);
   app.config_formatter(std::make_shared<VerbConfig>(app));

@@ -39,8 +39,8 @@ std::string check_number(const std::string& text, double low, double high, doubl
 
 }  // namespace
 
-CLI::Option* add_count(CLI::App& app, const std::string& name, int64_t& value, const std::string& help, int64_t low,
-                       int64_t high) {
+CLI::Option* add_count(CLI::App& app, const std::string& name, int64_t& value, const std::string& help,
+                       int64_t low, int64_t high) {
   const auto parse = [&value, low, high, name](const std::string& text) {
     if (const std::string wrong = check_count(text, low, high, &value); !wrong.empty())
       throw CLI::ValidationError(name, wrong);
@@ -50,8 +50,8 @@ CLI::Option* add_count(CLI::App& app, const std::string& name, int64_t& value, c
       ->default_str(std::to_string(value));
 }
 
-CLI::Option* add_number(CLI::App& app, const std::string& name, double& value, const std::string& help, double low,
-                        double high) {
+CLI::Option* add_number(CLI::App& app, const std::string& name, double& value, const std::string& help,
+                        double low, double high) {
   const auto parse = [&value, low, high, name](const std::string& text) {
     if (const std::string wrong = check_number(text, low, high, &value); !wrong.empty())
       throw CLI::ValidationError(name, wrong);
@@ -63,7 +63,10 @@ CLI::Option* add_number(CLI::App& app, const std::string& name, double& value, c
 
 CLI::Option* add_choice(CLI::App& app, const std::string& name, std::string& value, const std::string& help,
                         const std::vector<std::string>& words) {
-  return app.add_option(name, value, help)->check(CLI::IsMember(words))->capture_default_str()->type_name("WORD");
+  return app.add_option(name, value, help)
+      ->check(CLI::IsMember(words))
+      ->capture_default_str()
+      ->type_name("WORD");
 }
 
 }  // namespace sinklora

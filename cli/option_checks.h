@@ -1,4 +1,5 @@
-// Validators for numbers on the command line: CLI11 alone takes -1 for a size, nan for a rate and 010 for eight.
+// Validators for numbers on the command line: CLI11 alone takes -1 for a size, nan for a rate and 010 for
+// eight.
 #pragma once
 
 #include <CLI/CLI.hpp>
@@ -12,8 +13,8 @@ namespace sinklora {
 CLI::Option* add_count(CLI::App& app, const std::string& name, int64_t& value, const std::string& help,
                        int64_t low = 0, int64_t high = int64_t{1} << 48);
 // A finite number in [low, high].
-CLI::Option* add_number(CLI::App& app, const std::string& name, double& value, const std::string& help, double low,
-                        double high);
+CLI::Option* add_number(CLI::App& app, const std::string& name, double& value, const std::string& help,
+                        double low, double high);
 // One of a few words.
 CLI::Option* add_choice(CLI::App& app, const std::string& name, std::string& value, const std::string& help,
                         const std::vector<std::string>& words);

@@ -10,14 +10,16 @@
 
 namespace sinklora {
 
-// Bytes that are not UTF-8 (a reply cut inside a character) are replaced. --json: "-" prints the object to standard output and returns true (nothing else should be printed there); a file name
-// writes it there and returns false, as "" does.
+// Bytes that are not UTF-8 (a reply cut inside a character) are replaced. --json: "-" prints the object to
+// standard output and returns true (nothing else should be printed there); a file name writes it there and
+// returns false, as "" does.
 inline bool write_result(const std::string& json_path, const Json& result) {
   if (json_path == "-") {
     std::puts(result.dump(-1, ' ', false, Json::error_handler_t::replace).c_str());
     return true;
   }
-  if (!json_path.empty()) write_text_atomically(json_path, result.dump(2, ' ', false, Json::error_handler_t::replace) + "\n");
+  if (!json_path.empty())
+    write_text_atomically(json_path, result.dump(2, ' ', false, Json::error_handler_t::replace) + "\n");
   return false;
 }
 

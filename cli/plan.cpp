@@ -25,7 +25,8 @@ void print_plan(const TrainOptions& options, const std::string& json_path) {
   if (!write_result(json_path, json)) {
     for (const MemoryLine& line : plan.lines)
       fmt::print("{:<24}{:>12}\n", line.what, format_bytes(static_cast<double>(line.bytes)));
-    fmt::print("{:<24}{:>12}   recompute {}\n", "sum", format_bytes(static_cast<double>(plan.total)), name_of(plan.recompute));
+    fmt::print("{:<24}{:>12}   recompute {}\n", "sum", format_bytes(static_cast<double>(plan.total)),
+               name_of(plan.recompute));
     fmt::print("{:<24}{:>12}\n", "available", format_bytes(static_cast<double>(plan.available)));
     fmt::print("longest context that fits with these options: {}\n", longest);
   }
@@ -35,16 +36,19 @@ void print_plan(const TrainOptions& options, const std::string& json_path) {
 }  // namespace
 
 void add_plan(CLI::App& app) {
-  auto* verb = app.add_subcommand("plan", "the memory of a `train` command line, and the longest context that fits");
+  auto* verb =
+      app.add_subcommand("plan", "the memory of a `train` command line, and the longest context that fits");
   verb->fallthrough();
   const auto options = std::make_shared<TrainOptions>();
   const auto json = std::make_shared<std::string>();
   add_train_options(*verb, *options);
   verb->get_option("--data")->required(false);
   verb->get_option("--out")->required(false);
-  verb->add_option("--json", *json, "write the table as JSON to FILE, - for standard output")->type_name("FILE");
-  verb->footer("Exit codes: 0 it fits, 4 it does not.\n\nExample:\n"
-               "  sinklora plan --model llama-2-7b --context 32768 --recompute block");
+  verb->add_option("--json", *json, "write the table as JSON to FILE, - for standard output")
+      ->type_name("FILE");
+  verb->footer(
+      "Exit codes: 0 it fits, 4 it does not.\n\nExample:\n"
+      "  sinklora plan --model llama-2-7b --context 32768 --recompute block");
   verb->callback([options, json] { print_plan(*options, *json); });
 }
 

@@ -8,8 +8,8 @@
 
 #include "base/error.h"
 #include "base/progress.h"
-#include "cli/output.h"
 #include "cli/option_checks.h"
+#include "cli/output.h"
 #include "cli/verbs.h"
 #include "data/tokenize.h"
 
@@ -102,7 +102,8 @@ void add_tokenize(CLI::App& app) {
   a.too_long_option->group("Rows");
 
   verb->add_option("--template", a.template_name,
-                   "what surrounds instructions (llama2, alpaca, none) and chats (llama2, llama3, chatml, alpaca) [llama2]")
+                   "what surrounds instructions (llama2, alpaca, none) and chats (llama2, llama3, chatml, "
+                   "alpaca) [llama2]")
       ->check(CLI::IsMember({"llama2", "llama3", "chatml", "alpaca", "none"}))
       ->type_name("WORD")
       ->group("Prompts");

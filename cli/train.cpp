@@ -9,21 +9,26 @@
 namespace sinklora {
 
 void add_train(CLI::App& app) {
-  auto* verb = app.add_subcommand("train", "fine-tune a LLaMA: LoRA, LoRA+ or every weight, with SF-Attn or its peers");
+  auto* verb = app.add_subcommand(
+      "train", "fine-tune a LLaMA: LoRA, LoRA+ or every weight, with SF-Attn or its peers");
   verb->fallthrough();
   const auto options = std::make_shared<TrainOptions>();
   add_train_options(*verb, *options);
   verb->footer(
-      "Options come from the command line, else from --config FILE.toml (the same names without dashes in front).\n\n"
+      "Options come from the command line, else from --config FILE.toml (the same names without dashes in "
+      "front).\n\n"
       "Examples:\n"
       "  sinklora train --model smollm2 --data shards --out run --context 2048 --steps 200\n"
       "  sinklora train --config run/run.toml --out run2 --attention s2\n"
-      "  sinklora train --model tiny --init random --trainable full --attention full --data shards --out base \\\n"
+      "  sinklora train --model tiny --init random --trainable full --attention full --data shards --out "
+      "base \\\n"
       "      --context 256 --batch 16 --lr 2e-3 --steps 2000\n\n"
-      "Exit codes: 0 done, 2 wrong option, 3 broken input, 4 does not fit, 5 non-finite loss, 75 saved on a signal.");
+      "Exit codes: 0 done, 2 wrong option, 3 broken input, 4 does not fit, 5 non-finite loss, 75 saved on a "
+      "signal.");
   verb->callback([verb, options] {
     options->resolved_config = verb->config_to_str(true, true);
-    if (const ExitCode code = train(*options); code != ExitCode::ok) throw CLI::RuntimeError(static_cast<int>(code));
+    if (const ExitCode code = train(*options); code != ExitCode::ok)
+      throw CLI::RuntimeError(static_cast<int>(code));
   });
 }
 

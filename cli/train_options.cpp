@@ -10,14 +10,18 @@ void add_model_options(CLI::App& verb, TrainOptions& o) {
   group->add_option("--model", o.model, "Hugging Face LLaMA directory")->required()->type_name("DIR");
   add_choice(*group, "--init", o.init, "weights from the checkpoint, or new random ones for its config.json",
              {"checkpoint", "random"});
-  group->add_option("--rope-scaling", o.rope_scaling,
-                    "none, auto (position interpolation up to --context), linear:F, dynamic:F, yarn:F or llama3:F")
+  group
+      ->add_option(
+          "--rope-scaling", o.rope_scaling,
+          "none, auto (position interpolation up to --context), linear:F, dynamic:F, yarn:F or llama3:F")
       ->capture_default_str()
       ->type_name("WORD");
   add_choice(*group, "--attention", o.attention.kind, "pattern while training; evaluation is always full",
              {"full", "fixed", "s2", "s2-wrap", "sf"});
-  add_number(*group, "--group-ratio", o.attention.group_ratio, "tokens of a group, as a share of the context", 1e-6, 1);
-  add_number(*group, "--shifted-heads", o.attention.shifted_heads, "share of the heads that stay shifted (sf)", 0, 1);
+  add_number(*group, "--group-ratio", o.attention.group_ratio, "tokens of a group, as a share of the context",
+             1e-6, 1);
+  add_number(*group, "--shifted-heads", o.attention.shifted_heads,
+             "share of the heads that stay shifted (sf)", 0, 1);
   add_count(*group, "--sinks", o.attention.sinks, "first tokens that every token sees (sf)");
   add_count(*group, "--context", o.context, "tokens of a training sample", 2, int64_t{1} << 30);
 }
@@ -27,10 +31,14 @@ void add_data_options(CLI::App& verb, TrainOptions& o) {
   group->add_option("--data", o.data, "shard directory of `tokenize`, one .h5, or a uint16 stream (.bin)")
       ->required()
       ->type_name("PATH");
-  group->add_option("--eval-data", o.eval_data, "held-out data, evaluated every --eval-every steps and at the end")
+  group
+      ->add_option("--eval-data", o.eval_data,
+                   "held-out data, evaluated every --eval-every steps and at the end")
       ->type_name("PATH");
-  group->add_flag("!--join-documents", o.separate_documents, "let packed documents see each other, as LongLoRA does");
-  group->add_flag("--force-tokenizer", o.force_tokenizer, "accept shards made with another tokenizer than the model's");
+  group->add_flag("!--join-documents", o.separate_documents,
+                  "let packed documents see each other, as LongLoRA does");
+  group->add_flag("--force-tokenizer", o.force_tokenizer,
+                  "accept shards made with another tokenizer than the model's");
   group->add_flag("!--no-shuffle", o.shuffle, "take samples in file order");
   add_count(*group, "--batch", o.batch, "samples of a forward pass", 1, 1 << 20);
   add_count(*group, "--accumulate", o.accumulate, "forward passes of a step", 1, 1 << 20);
@@ -41,7 +49,8 @@ void add_data_options(CLI::App& verb, TrainOptions& o) {
 
 void add_lora_options(CLI::App& verb, TrainOptions& o) {
   auto* group = verb.add_option_group("LoRA");
-  add_choice(*group, "--trainable", o.trainable, "lora, lora+ (with embeddings and norms, as LongLoRA) or every weight",
+  add_choice(*group, "--trainable", o.trainable,
+             "lora, lora+ (with embeddings and norms, as LongLoRA) or every weight",
              {"lora", "lora+", "full"});
   add_count(*group, "--lora-rank", o.lora_rank, "rank of the adapters", 1, 4096);
   add_number(*group, "--lora-alpha", o.lora_alpha, "their scale is alpha / rank", 1e-6, 1e6);
@@ -62,24 +71,29 @@ void add_optimizer_options(CLI::App& verb, TrainOptions& o) {
   add_number(*group, "--grad-clip", o.grad_clip, "greatest global gradient norm; 0: no clipping", 0, 1e9);
   add_count(*group, "--warmup", o.warmup, "steps of linear warm-up");
   add_choice(*group, "--schedule", o.schedule, "after the warm-up", {"constant", "cosine", "linear"});
-  add_choice(*group, "--on-nonfinite", o.on_nonfinite, "a loss or gradient that is NaN or Inf", {"stop", "skip"});
+  add_choice(*group, "--on-nonfinite", o.on_nonfinite, "a loss or gradient that is NaN or Inf",
+             {"stop", "skip"});
 }
 
 void add_machine_options(CLI::App& verb, TrainOptions& o) {
   auto* group = verb.add_option_group("Machine");
   add_choice(*group, "--device", o.device, "", {"cpu", "cuda"});
-  add_choice(*group, "--precision", o.precision, "bf16 on the CPU keeps frozen matrices in bf16 and computes in fp32",
-             {"bf16", "fp32"});
+  add_choice(*group, "--precision", o.precision,
+             "bf16 on the CPU keeps frozen matrices in bf16 and computes in fp32", {"bf16", "fp32"});
   add_choice(*group, "--recompute", o.recompute,
              "what the backward computes again instead of keeping; no choice changes a bit of the result",
              {"auto", "none", "cheap", "block"});
-  group->add_option_function<std::string>(
-           "--gpus", [](const std::string& gpus) {
-             if (gpus != "all" && gpus != "1")
-               throw CLI::ValidationError("--gpus", "this build runs one process; use all or 1");
-           }, "GPUs to use")
+  group
+      ->add_option_function<std::string>(
+          "--gpus",
+          [](const std::string& gpus) {
+            if (gpus != "all" && gpus != "1")
+              throw CLI::ValidationError("--gpus", "this build runs one process; use all or 1");
+          },
+          "GPUs to use")
       ->type_name("all|N");
-  group->add_flag_function("--deterministic", [](int64_t) {}, "equal runs give equal bits: always on, accepted for scripts");
+  group->add_flag_function(
+      "--deterministic", [](int64_t) {}, "equal runs give equal bits: always on, accepted for scripts");
 }
 
 }  // namespace
@@ -94,14 +108,18 @@ void add_train_options(CLI::App& verb, TrainOptions& options) {
   group->add_option("--out", options.out, "run directory: checkpoints, metrics.jsonl, loss.svg, run.toml")
       ->required()
       ->type_name("DIR");
-  group->add_option("--resume", options.resume, "auto (newest checkpoint in --out that verifies), never, or a checkpoint")
+  group
+      ->add_option("--resume", options.resume,
+                   "auto (newest checkpoint in --out that verifies), never, or a checkpoint")
       ->capture_default_str()
       ->type_name("WORD|DIR");
   add_count(*group, "--save-every", options.save_every, "steps between checkpoints; 0: only at the end");
   add_count(*group, "--keep-last", options.keep_last, "checkpoints to keep; 0: all");
-  add_count(*group, "--eval-every", options.eval_every, "steps between evaluations on --eval-data; 0: only at the end");
+  add_count(*group, "--eval-every", options.eval_every,
+            "steps between evaluations on --eval-data; 0: only at the end");
   group->add_flag("--quiet", options.quiet, "print errors alone");
-  add_count(*group, "--log-every", options.log_every, "steps between console lines; metrics.jsonl has every step", 1);
+  add_count(*group, "--log-every", options.log_every,
+            "steps between console lines; metrics.jsonl has every step", 1);
 }
 
 }  // namespace sinklora

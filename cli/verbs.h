@@ -1,5 +1,5 @@
-// The verbs of the program: each file cli/VERB.cpp adds its subcommand to the parser, and its callback calls one
-// function of the floors below.
+// The verbs of the program: each file cli/VERB.cpp adds its subcommand to the parser, and its callback calls
+// one function of the floors below.
 #pragma once
 
 #include <CLI/CLI.hpp>

@@ -8,6 +8,7 @@
 #include "base/child.h"
 #include "base/error.h"
 #include "cli/verbs.h"
+#include "data/inspect_dataset.h"
 #include "model/describe.h"
 
 namespace sinklora {
@@ -25,6 +26,7 @@ constexpr FileKind kFileKinds[] = {
     {"adapter directory", [](const fs::path& path) { return fs::exists(path / "adapter_config.json"); },
      verify_adapter},
     {"model directory", [](const fs::path& path) { return fs::exists(path / "config.json"); }, verify_model},
+    {"shards or token stream", is_dataset, verify_dataset},
     {"safetensors file", [](const fs::path& path) { return path.extension() == ".safetensors"; },
      verify_safetensors},
 };
@@ -44,7 +46,7 @@ void add_verify(CLI::App& app) {
   auto paths = std::make_shared<std::vector<std::string>>();
   CLI::App* verb = app.add_subcommand(
       "verify", "read files as if a stranger had made them and say what is wrong with them");
-  verb->add_option("PATH", *paths, "model or adapter directories, safetensors files")
+  verb->add_option("PATH", *paths, "model or adapter directories, safetensors files, shards, token streams")
       ->required()
       ->type_name("PATH...")
       ->group("Input");

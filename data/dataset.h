@@ -13,16 +13,16 @@ inline constexpr int32_t kNotScored = -1;  // in `targets`
 
 // One row of a dataset: up to `context` tokens, possibly several documents.
 struct Sample {
-  std::vector<int32_t> ids;      // inputs
-  std::vector<int32_t> targets;  // targets[t] is the token after ids[t], or kNotScored
+  std::vector<int32_t> ids;              // inputs
+  std::vector<int32_t> targets;          // targets[t] is the token after ids[t], or kNotScored
   std::vector<int64_t> document_starts;  // ascending, [0] == 0: where each packed document begins
 };
 
 struct DatasetOptions {
-  int64_t context = 0;         // wanted row length in tokens; shards must hold rows of this length
-  int64_t vocab_size = 0;      // ids at or above it are refused
+  int64_t context = 0;             // wanted row length in tokens; shards must hold rows of this length
+  int64_t vocab_size = 0;          // ids at or above it are refused
   bool separate_documents = true;  // false: packed documents see each other, as in LongLoRA
-  std::string tokenizer_sha256;  // of the model's tokenizer, "" if unknown; a different one is refused
+  std::string tokenizer_sha256;    // of the model's tokenizer, "" if unknown; a different one is refused
   bool force_tokenizer = false;
 };
 
@@ -39,8 +39,8 @@ class Dataset {
 // A directory of HDF5 shards, one .h5 file, or a headerless uint16 stream (.bin).
 std::unique_ptr<Dataset> open_dataset(const std::filesystem::path& path, const DatasetOptions& options);
 
-// All tokens of a data set behind one another, as the sliding perplexity protocol wants them: a .bin stream as it is,
-// or the real tokens of every row of shards.
+// All tokens of a data set behind one another, as the sliding perplexity protocol wants them: a .bin stream
+// as it is, or the real tokens of every row of shards.
 std::vector<int32_t> read_all_tokens(const std::filesystem::path& path, int64_t vocab_size);
 
 // What one forward pass works on: sequences back to back, no padding.
@@ -64,9 +64,9 @@ struct LoaderOptions {
   int64_t first_sample = 0;  // position in the global, endless order of samples: resume here
 };
 
-// The endless order of samples is epoch after epoch, each one a seeded permutation of the dataset. Global step k takes
-// the next batch * accumulate * world positions; rank r takes its own run of batch * accumulate of them. Hence equal
-// step counts on all ranks whatever the dataset's size, and each sample once an epoch.
+// The endless order of samples is epoch after epoch, each one a seeded permutation of the dataset. Global
+// step k takes the next batch * accumulate * world positions; rank r takes its own run of batch * accumulate
+// of them. Hence equal step counts on all ranks whatever the dataset's size, and each sample once an epoch.
 class Loader {
  public:
   Loader(const Dataset& dataset, const LoaderOptions& options);
@@ -74,7 +74,8 @@ class Loader {
   Loader(const Loader&) = delete;
   Loader& operator=(const Loader&) = delete;
 
-  // The micro-batches of the next step; a thread reads the one after while this one trains. Rethrows its errors.
+  // The micro-batches of the next step; a thread reads the one after while this one trains. Rethrows its
+  // errors.
   std::vector<Batch> next();
   // Position after all steps handed out so far; give it to LoaderOptions::first_sample to go on from here.
   int64_t position() const;

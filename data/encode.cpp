@@ -40,8 +40,8 @@ void DocumentEncoder::add_text(EncodedDocument& document, std::string_view text,
 void DocumentEncoder::encode_instruction(const Json& json, const std::string& place,
                                          EncodedDocument& document) const {
   const std::string prompt =
-      instruction_prompt(instruction_template(options_.template_name), text_of(json, "instruction", false, place),
-                         text_of(json, "input", true, place));
+      instruction_prompt(instruction_template(options_.template_name),
+                         text_of(json, "instruction", false, place), text_of(json, "input", true, place));
   const std::string answer = text_of(json, "output", false, place);
   if (tokenizer_.add_bos) add_token(document, tokenizer_.bos_id, false);
   const size_t start = document.ids.size();

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <filesystem>
+#include <string>
 
 #include "data/tokenizer.h"
 
@@ -21,5 +22,8 @@ bool is_dataset(const std::filesystem::path& path);
 // Reads every sample once, so all that a reader checks has been checked. `tokenizer` may be null: ids only.
 void inspect_dataset(const std::filesystem::path& path, const InspectOptions& options,
                      const Tokenizer* tokenizer, std::FILE* out);
+
+// Reads every sample; throws Error(input) on the first that is broken, and returns a description.
+std::string verify_dataset(const std::filesystem::path& path);
 
 }  // namespace sinklora

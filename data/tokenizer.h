@@ -11,7 +11,8 @@
 
 namespace sinklora {
 
-// A stretch of a prompt. Special tokens are looked for in `control` text only: in the rest their names stay text.
+// A stretch of a prompt. Special tokens are looked for in `control` text only: in the rest their names stay
+// text.
 struct Segment {
   std::string text;
   bool control = false;
@@ -27,32 +28,35 @@ class Tokenizer {
  public:
   virtual ~Tokenizer() = default;
 
-  // Ids of `text` alone: no BOS, no EOS. Names of special tokens inside the text stay text unless `parse_special`.
+  // Ids of `text` alone: no BOS, no EOS. Names of special tokens inside the text stay text unless
+  // `parse_special`.
   virtual std::vector<int32_t> encode(std::string_view text, bool parse_special = false) const = 0;
-  // Ids of the segments read as one text: neighbours are tokenized together, but no token crosses a border where
-  // `scored` changes. This default encodes each segment by itself.
+  // Ids of the segments read as one text: neighbours are tokenized together, but no token crosses a border
+  // where `scored` changes. This default encodes each segment by itself.
   virtual EncodedSegments encode_segments(std::span<const Segment> segments) const;
-  // Bytes of the ids; special tokens are left out unless `keep_special`. encode() then decode() gives the text back.
+  // Bytes of the ids; special tokens are left out unless `keep_special`. encode() then decode() gives the
+  // text back.
   virtual std::string decode(std::span<const int32_t> ids, bool keep_special = false) const = 0;
   // The id of one vocabulary entry by its exact name ("<s>", "<|eot_id|>"), or -1.
   virtual int32_t id_of(std::string_view piece) const = 0;
   // One id as a person wants to see it ("▁Hello" -> " Hello", <0x0A> -> "\n" kept readable by the caller).
   virtual std::string piece(int32_t id) const = 0;
 
-  int64_t vocab_size = 0;  // ids are in [0, vocab_size)
+  int64_t vocab_size = 0;                         // ids are in [0, vocab_size)
   int32_t bos_id = -1, eos_id = -1, pad_id = -1;  // -1: the tokenizer has none
   bool add_bos = false;  // what the reference tokenizer does by default when it encodes a text
   std::string kind;      // "sentencepiece", "bpe", "byte"
   std::string sha256;    // of the file it was read from; of its name for "byte"
 };
 
-// `path`: a tokenizer.model, a tokenizer.json, a directory that holds either (tokenizer.json first; bos/eos/pad from
-// tokenizer_config.json, special_tokens_map.json or config.json beside the file), or the word "byte" for the built-in one
-// (256 bytes, then <s> 256, </s> 257, <pad> 258). Throws Error(input) that names what is not understood.
+// `path`: a tokenizer.model, a tokenizer.json, a directory that holds either (tokenizer.json first;
+// bos/eos/pad from tokenizer_config.json, special_tokens_map.json or config.json beside the file), or the
+// word "byte" for the built-in one (256 bytes, then <s> 256, </s> 257, <pad> 258). Throws Error(input) that
+// names what is not understood.
 std::unique_ptr<Tokenizer> open_tokenizer(const std::filesystem::path& path);
 
-// Makes `directory`, which must exist, one that open_tokenizer() opens as the byte tokenizer: a tokenizer_config.json
-// whose tokenizer_class is SinkloraByteTokenizer.
+// Makes `directory`, which must exist, one that open_tokenizer() opens as the byte tokenizer: a
+// tokenizer_config.json whose tokenizer_class is SinkloraByteTokenizer.
 void write_byte_tokenizer(const std::filesystem::path& directory);
 
 }  // namespace sinklora

@@ -12,7 +12,9 @@ namespace {
 
 constexpr double kLongLoraE = 2.71828;  // what eval.py raises to the mean loss
 
-double sum_of(const std::vector<double>& numbers) { return std::accumulate(numbers.begin(), numbers.end(), 0.0); }
+double sum_of(const std::vector<double>& numbers) {
+  return std::accumulate(numbers.begin(), numbers.end(), 0.0);
+}
 
 std::optional<Progress> progress_of(bool show, int64_t windows) {
   if (!show) return std::nullopt;
@@ -21,8 +23,8 @@ std::optional<Progress> progress_of(bool show, int64_t windows) {
 
 }  // namespace
 
-Perplexity perplexity_blocks(Llama& model, const Dataset& dataset, const AttentionPattern& pattern, int64_t batch,
-                             bool show_progress) {
+Perplexity perplexity_blocks(Llama& model, const Dataset& dataset, const AttentionPattern& pattern,
+                             int64_t batch, bool show_progress) {
   Perplexity result;
   double sum = 0;
   std::optional<Progress> progress = progress_of(show_progress, dataset.size());
@@ -45,14 +47,16 @@ Perplexity perplexity_blocks(Llama& model, const Dataset& dataset, const Attenti
   return result;
 }
 
-Perplexity perplexity_sliding(Llama& model, const std::vector<int32_t>& stream, const AttentionPattern& pattern,
-                              int64_t context, int64_t stride, bool show_progress) {
+Perplexity perplexity_sliding(Llama& model, const std::vector<int32_t>& stream,
+                              const AttentionPattern& pattern, int64_t context, int64_t stride,
+                              bool show_progress) {
   const auto length = static_cast<int64_t>(stream.size());
   std::vector<int64_t> starts;
   for (int64_t start = 0; start < length - context; start += stride) starts.push_back(start);
   if (!starts.empty()) starts.pop_back();
   if (starts.empty())
-    fail_input("the sliding protocol needs more than {} tokens (context + stride); the data has {}", context + stride, length);
+    fail_input("the sliding protocol needs more than {} tokens (context + stride); the data has {}",
+               context + stride, length);
   Perplexity result;
   double sum = 0;
   std::optional<Progress> progress = progress_of(show_progress, static_cast<int64_t>(starts.size()));

@@ -24,16 +24,16 @@ int32_t choose(const std::vector<float>& logits, const GenerateOptions& options,
 
 }  // namespace
 
-std::vector<int32_t> generate(Llama& model, std::vector<int32_t> text, int64_t context, const GenerateOptions& options,
-                              const std::function<void(int32_t)>& on_token) {
+std::vector<int32_t> generate(Llama& model, std::vector<int32_t> text, int64_t context,
+                              const GenerateOptions& options, const std::function<void(int32_t)>& on_token) {
   if (text.empty()) fail_usage("the prompt is empty");
   const RandomStream random(options.seed, "generate");
   const size_t prompt = text.size();
   for (int64_t i = 0; i < options.max_new_tokens && static_cast<int64_t>(text.size()) < context; ++i) {
     Sample sample{text, std::vector<int32_t>(text.size(), kNotScored), {0}};
     const Batch batch = make_batch({sample}, {0});
-    const int32_t next = choose(model.logits(batch, AttentionPattern{}, batch.tokens() - 1, 1), options, random,
-                                static_cast<uint64_t>(i));
+    const int32_t next = choose(model.logits(batch, AttentionPattern{}, batch.tokens() - 1, 1), options,
+                                random, static_cast<uint64_t>(i));
     if (std::find(options.stop_ids.begin(), options.stop_ids.end(), next) != options.stop_ids.end()) break;
     text.push_back(next);
     on_token(next);

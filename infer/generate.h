@@ -17,7 +17,7 @@ struct GenerateOptions {
 
 // Continues `prompt` with full attention; `on_token` sees each new token as it comes. Ends at a stop id, at
 // max_new_tokens, or when the model's context is full. Every token is a pass over the whole text.
-std::vector<int32_t> generate(Llama& model, std::vector<int32_t> prompt, int64_t context, const GenerateOptions& options,
-                              const std::function<void(int32_t)>& on_token);
+std::vector<int32_t> generate(Llama& model, std::vector<int32_t> prompt, int64_t context,
+                              const GenerateOptions& options, const std::function<void(int32_t)>& on_token);
 
 }  // namespace sinklora

@@ -8,7 +8,8 @@
 
 namespace sinklora {
 
-// First take() every tensor, then allocate() once, then place() the views. Planning stops after the first part.
+// First take() every tensor, then allocate() once, then place() the views. Planning stops after the first
+// part.
 class Arena {
  public:
   explicit Arena(std::string name) : name_(std::move(name)) {}

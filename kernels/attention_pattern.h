@@ -1,16 +1,18 @@
-// Who sees whom. The one definition of every attention pattern; the CPU and CUDA kernels, the tests and the docs use
-// these functions and nothing else.
+// Who sees whom. The one definition of every attention pattern; the CPU and CUDA kernels, the tests and the
+// docs use these functions and nothing else.
 //
-// A sequence has N tokens, counted from 0. Query i of head h sees key j when one of the (at most two) ranges of
-// key_ranges() holds j; equivalently, key j is seen by the queries of query_ranges().
+// A sequence has N tokens, counted from 0. Query i of head h sees key j when one of the (at most two) ranges
+// of key_ranges() holds j; equivalently, key j is seen by the queries of query_ranges().
 //
 //   full      [0, i]
 //   fixed     the queries' own group of `group_size` tokens, up to i
 //   s2        fixed for the first half of the heads; groups shifted by half a group for the others (LongLoRA,
 //             arXiv 2309.12307, in its released form: no wrap-around)
-//   s2-wrap   as s2, but shifted heads roll the sequence, so that the first and last half group share a group: the
+//   s2-wrap   as s2, but shifted heads roll the sequence, so that the first and last half group share a
+//   group: the
 //             first half group sees the last one, its future (LongLoRA, Algorithm 1)
-//   sf        SF-Attn (SinkLoRA, arXiv 2406.05678): only the last quarter of the heads stays shifted, and every query
+//   sf        SF-Attn (SinkLoRA, arXiv 2406.05678): only the last quarter of the heads stays shifted, and
+//   every query
 //             sees the first `num_sinks` tokens of its sequence
 #pragma once
 
@@ -25,10 +27,10 @@
 namespace sinklora {
 
 struct AttentionPattern {
-  int64_t group_size = 0;         // tokens; 0: one group, i.e. full causal attention
+  int64_t group_size = 0;          // tokens; 0: one group, i.e. full causal attention
   int64_t first_shifted_head = 0;  // query heads from here on are shifted by group_size / 2
-  int64_t num_sinks = 0;          // the first tokens of a sequence, seen by every later query
-  bool wrap = false;              // shifted heads wrap around, as torch.roll does
+  int64_t num_sinks = 0;           // the first tokens of a sequence, seen by every later query
+  bool wrap = false;               // shifted heads wrap around, as torch.roll does
 };
 
 struct Range {
@@ -49,22 +51,26 @@ SINKLORA_HOST_DEVICE inline int64_t head_shift(const AttentionPattern& p, int64_
   return head >= p.first_shifted_head ? p.group_size / 2 : 0;
 }
 
-// The group of token t is [group_begin, group_end) without wrap-around: groups [0, d), [d, d + G), [d + G, d + 2G) ...
+// The group of token t is [group_begin, group_end) without wrap-around: groups [0, d), [d, d + G), [d + G, d
+// + 2G) ...
 SINKLORA_HOST_DEVICE inline int64_t group_begin(const AttentionPattern& p, int64_t shift, int64_t t) {
   if (p.group_size == 0 || t < shift) return 0;
   return shift + (t - shift) / p.group_size * p.group_size;
 }
-SINKLORA_HOST_DEVICE inline int64_t group_end(const AttentionPattern& p, int64_t shift, int64_t t, int64_t length) {
+SINKLORA_HOST_DEVICE inline int64_t group_end(const AttentionPattern& p, int64_t shift, int64_t t,
+                                              int64_t length) {
   if (p.group_size == 0) return length;
   if (t < shift) return pattern_detail::least(shift, length);
   return pattern_detail::least(shift + ((t - shift) / p.group_size + 1) * p.group_size, length);
 }
 
-// With wrap-around: the rolled group that holds the seam between token length - 1 and token 0 begins at this token,
-// counted in the unrolled sequence; length when the seam is a group border (no token wraps), and a value below
-// length otherwise. `shift` < length.
-SINKLORA_HOST_DEVICE inline int64_t seam_group_begin(const AttentionPattern& p, int64_t shift, int64_t length) {
-  // Rolled position r holds token (r + shift) mod length; the seam lies before rolled position length - shift.
+// With wrap-around: the rolled group that holds the seam between token length - 1 and token 0 begins at this
+// token, counted in the unrolled sequence; length when the seam is a group border (no token wraps), and a
+// value below length otherwise. `shift` < length.
+SINKLORA_HOST_DEVICE inline int64_t seam_group_begin(const AttentionPattern& p, int64_t shift,
+                                                     int64_t length) {
+  // Rolled position r holds token (r + shift) mod length; the seam lies before rolled position length -
+  // shift.
   return pattern_detail::least((length - shift) / p.group_size * p.group_size + shift, length);
 }
 
@@ -77,7 +83,8 @@ SINKLORA_HOST_DEVICE inline RangePair key_ranges(const AttentionPattern& p, int6
     if (query < shift) {
       const int64_t rolled = query - shift + length;  // the group of the rolled position, back in tokens
       const int64_t from = rolled / p.group_size * p.group_size + shift;
-      if (from < length) return {{0, query + 1}, {from, length}};  // its own past, and the future behind the seam
+      if (from < length)
+        return {{0, query + 1}, {from, length}};  // its own past, and the future behind the seam
       begin = from - length;
     } else {
       begin = shift + (query - shift) / p.group_size * p.group_size;
@@ -115,7 +122,8 @@ SINKLORA_HOST_DEVICE inline RangePair query_ranges(const AttentionPattern& p, in
 SINKLORA_HOST_DEVICE inline bool visible(const AttentionPattern& p, int64_t head, int64_t query, int64_t key,
                                          int64_t length) {
   const RangePair keys = key_ranges(p, head, query, length);
-  return (key >= keys.first.begin && key < keys.first.end) || (key >= keys.second.begin && key < keys.second.end);
+  return (key >= keys.first.begin && key < keys.first.end) ||
+         (key >= keys.second.begin && key < keys.second.end);
 }
 
 }  // namespace sinklora

@@ -8,8 +8,8 @@
 
 namespace sinklora {
 
-// `device`: "cpu" or "cuda". `precision`: "fp32" or "bf16"; on the CPU bf16 means that frozen matrices are kept in
-// bfloat16 (half the memory) and everything is computed in f32.
+// `device`: "cpu" or "cuda". `precision`: "fp32" or "bf16"; on the CPU bf16 means that frozen matrices are
+// kept in bfloat16 (half the memory) and everything is computed in f32.
 std::unique_ptr<Ops> make_ops(const std::string& device, const std::string& precision);
 
 // The type in which frozen matrices are kept.

@@ -1,16 +1,16 @@
 // The operations of LLaMA training, one contract for every backend.
 //
-// Backends run asynchronously: an op may return before it has run, ops of one backend run in the order of the calls,
-// and only download(), the functions that return numbers, and synchronize() wait. Arguments are views (kernels/tensor.h)
-// into memory of the backend's device. Scratch memory is the backend's own, laid out by reserve_workspace() before the
-// first step.
+// Backends run asynchronously: an op may return before it has run, ops of one backend run in the order of the
+// calls, and only download(), the functions that return numbers, and synchronize() wait. Arguments are views
+// (kernels/tensor.h) into memory of the backend's device. Scratch memory is the backend's own, laid out by
+// reserve_workspace() before the first step.
 //
-// Notation: T tokens of all sequences of a batch, back to back, no padding; H hidden size; F intermediate size;
-// V vocabulary; D head_dim; Hq query heads; Hkv key/value heads; R sum of the LoRA ranks of one linear.
+// Notation: T tokens of all sequences of a batch, back to back, no padding; H hidden size; F intermediate
+// size; V vocabulary; D head_dim; Hq query heads; Hkv key/value heads; R sum of the LoRA ranks of one linear.
 //
-// Dtypes: "act" is activation_dtype() (f32, f64 or bf16); "stat" is statistic_dtype() (f64 beside f64, else f32), the
-// type of accumulators, gradients of parameters, row statistics and angles. Frozen weights may be act, bf16 or f32.
-// Every op is deterministic: equal inputs and shapes give equal bits, on every run.
+// Dtypes: "act" is activation_dtype() (f32, f64 or bf16); "stat" is statistic_dtype() (f64 beside f64, else
+// f32), the type of accumulators, gradients of parameters, row statistics and angles. Frozen weights may be
+// act, bf16 or f32. Every op is deterministic: equal inputs and shapes give equal bits, on every run.
 #pragma once
 
 #include <memory>
@@ -23,8 +23,8 @@ namespace sinklora {
 
 // The sequences of a batch, on the device.
 struct SequenceView {
-  Tensor offsets;    // i64 [S + 1]: sequence s is tokens [offsets[s], offsets[s + 1])
-  Tensor positions;  // i32 [T]: position of each token in its sequence (for RoPE)
+  Tensor offsets;          // i64 [S + 1]: sequence s is tokens [offsets[s], offsets[s + 1])
+  Tensor positions;        // i32 [T]: position of each token in its sequence (for RoPE)
   int64_t count = 0;       // S
   int64_t max_length = 0;  // of one sequence
 };
@@ -39,8 +39,8 @@ struct LinearAdapter {
   double scale = 1.0;     // alpha / rank
 };
 
-// A linear layer, possibly several projections of one input stacked (q, k, v; gate, up). The A matrices of all
-// adapters lie behind one another in memory: one [R, in] matrix.
+// A linear layer, possibly several projections of one input stacked (q, k, v; gate, up). The A matrices of
+// all adapters lie behind one another in memory: one [R, in] matrix.
 struct Linear {
   Tensor weight;  // [out, in]
   std::span<const LinearAdapter> adapters;
@@ -58,7 +58,7 @@ struct LinearGradient {
 
 struct AdamWStep {
   double learning_rate = 0, beta1 = 0.9, beta2 = 0.95, epsilon = 1e-8, weight_decay = 0;
-  int64_t step = 1;         // 1 for the first update: bias correction 1 - beta^step
+  int64_t step = 1;           // 1 for the first update: bias correction 1 - beta^step
   double gradient_scale = 1;  // multiplies the gradient first (clipping)
 };
 
@@ -70,7 +70,8 @@ class Ops {
   virtual DType activation_dtype() const = 0;
   DType statistic_dtype() const { return activation_dtype() == DType::f64 ? DType::f64 : DType::f32; }
 
-  // ---- memory ---------------------------------------------------------------------------------------------------
+  // ---- memory
+  // ---------------------------------------------------------------------------------------------------
   virtual void* allocate(int64_t bytes) = 0;  // zeroed, aligned to 256 bytes; throws Error(does_not_fit)
   virtual void release(void* memory) = 0;
   virtual void upload(const Tensor& to, const void* host) = 0;  // contiguous; `host` may be reused on return
@@ -79,77 +80,85 @@ class Ops {
   virtual void copy(const Tensor& to, const Tensor& from) = 0;  // same shape; converts between float dtypes
   virtual void synchronize() = 0;
 
-  // ---- embedding ------------------------------------------------------------------------------------------------
-  // out[t] = table[ids[t]].  out: act [T, H]; table: [V, H]; ids: i32 [T].
+  // ---- embedding
+  // ------------------------------------------------------------------------------------------------ out[t] =
+  // table[ids[t]].  out: act [T, H]; table: [V, H]; ids: i32 [T].
   virtual void embedding_forward(const Tensor& out, const Tensor& table, const Tensor& ids) = 0;
   // d_table[ids[t]] += d_out[t], in order of t.  d_table: stat [V, H].
   virtual void embedding_backward(const Tensor& d_table, const Tensor& d_out, const Tensor& ids) = 0;
 
-  // ---- RMSNorm: y = gain * x * r,  r = 1 / sqrt(mean(x^2) + epsilon) (Zhang & Sennrich, arXiv 1910.07467) ---------
-  // sum = x + delta, then the norm of sum. Without a delta, sum is x and is not written.
-  // sum, normed, x, delta: act [T, H]; reciprocal: stat [T]; gain: [H].
+  // ---- RMSNorm: y = gain * x * r,  r = 1 / sqrt(mean(x^2) + epsilon) (Zhang & Sennrich, arXiv 1910.07467)
+  // --------- sum = x + delta, then the norm of sum. Without a delta, sum is x and is not written. sum,
+  // normed, x, delta: act [T, H]; reciprocal: stat [T]; gain: [H].
   virtual void residual_rmsnorm_forward(const Tensor& sum, const Tensor& normed, const Tensor& reciprocal,
-                                        const Tensor& x, const Tensor& delta, const Tensor& gain, double epsilon) = 0;
+                                        const Tensor& x, const Tensor& delta, const Tensor& gain,
+                                        double epsilon) = 0;
   // normed again from x and the saved reciprocal.
   virtual void rmsnorm_rebuild(const Tensor& normed, const Tensor& x, const Tensor& reciprocal,
                                const Tensor& gain) = 0;
   // d_x += r * (g - x * r^2 * mean(g * x)),  g = gain * d_normed;   d_gain += sum over t of d_normed * x * r.
   // d_gain: stat [H] or empty.
-  virtual void rmsnorm_backward(const Tensor& d_x, const Tensor& d_gain, const Tensor& d_normed, const Tensor& x,
-                                const Tensor& reciprocal, const Tensor& gain) = 0;
+  virtual void rmsnorm_backward(const Tensor& d_x, const Tensor& d_gain, const Tensor& d_normed,
+                                const Tensor& x, const Tensor& reciprocal, const Tensor& gain) = 0;
 
-  // ---- linear ---------------------------------------------------------------------------------------------------
-  // u = x A^T (all adapters at once);  y = x W^T + scale * u B^T, added into y when `accumulate`.
-  // x: act [T, in]; y: act [T, out]; u: act [T, R], empty without adapters. y and x may be column slices.
+  // ---- linear
+  // --------------------------------------------------------------------------------------------------- u = x
+  // A^T (all adapters at once);  y = x W^T + scale * u B^T, added into y when `accumulate`. x: act [T, in];
+  // y: act [T, out]; u: act [T, R], empty without adapters. y and x may be column slices.
   virtual void linear_forward(const Tensor& y, const Tensor& u, const Tensor& x, const Linear& linear,
                               bool accumulate = false) = 0;
   // d_x = d_y W + d_u A with d_u = scale * d_y B (added into d_x when `accumulate`; d_x may be empty);
   // dB += scale * d_y^T u;  dA += d_u^T x;  dW += d_y^T x where the gradient asks for it.
   // x may be empty when neither adapters nor a weight gradient need it.
-  virtual void linear_backward(const Tensor& d_x, const LinearGradient& gradient, const Tensor& d_y, const Tensor& x,
-                               const Tensor& u, const Linear& linear, bool accumulate = false) = 0;
+  virtual void linear_backward(const Tensor& d_x, const LinearGradient& gradient, const Tensor& d_y,
+                               const Tensor& x, const Tensor& u, const Linear& linear,
+                               bool accumulate = false) = 0;
 
-  // ---- rotary position embedding, half-split layout (Su et al., arXiv 2104.09864, as Hugging Face stores LLaMA) ---
-  // In place on `heads` heads side by side, x: act [T, heads * D]. With c, s = cosines, sines[positions[t]] and the two
-  // halves a, b of a head:  a' = a c - b s,  b' = b c + a s.  `inverse` negates s: the transpose, for the backward.
-  // cosines, sines: stat [P, D / 2].
+  // ---- rotary position embedding, half-split layout (Su et al., arXiv 2104.09864, as Hugging Face stores
+  // LLaMA) --- In place on `heads` heads side by side, x: act [T, heads * D]. With c, s = cosines,
+  // sines[positions[t]] and the two halves a, b of a head:  a' = a c - b s,  b' = b c + a s.  `inverse`
+  // negates s: the transpose, for the backward. cosines, sines: stat [P, D / 2].
   virtual void rope(const Tensor& x, const Tensor& positions, const Tensor& cosines, const Tensor& sines,
                     int64_t head_dim, bool inverse) = 0;
 
-  // ---- attention ------------------------------------------------------------------------------------------------
-  // Per sequence and query head h, over the keys that `pattern` lets query i see, KV head h / (Hq / Hkv):
-  //   p_ij = softmax_j(q_i . k_j / sqrt(D)),  out_i = sum_j p_ij v_j,  lse[h, i] = log sum_j exp(q_i . k_j / sqrt(D)).
+  // ---- attention
+  // ------------------------------------------------------------------------------------------------ Per
+  // sequence and query head h, over the keys that `pattern` lets query i see, KV head h / (Hq / Hkv):
+  //   p_ij = softmax_j(q_i . k_j / sqrt(D)),  out_i = sum_j p_ij v_j,  lse[h, i] = log sum_j exp(q_i . k_j /
+  //   sqrt(D)).
   // q, out: act [T, Hq * D]; k, v: act [T, Hkv * D]; lse: stat [Hq, T]. Flash-style: T x T is never stored
   // (Dao, arXiv 2307.08691).
   virtual void attention_forward(const Tensor& out, const Tensor& lse, const Tensor& q, const Tensor& k,
-                                 const Tensor& v, const SequenceView& sequences, const AttentionPattern& pattern,
-                                 int64_t head_dim) = 0;
+                                 const Tensor& v, const SequenceView& sequences,
+                                 const AttentionPattern& pattern, int64_t head_dim) = 0;
   // d_q, d_k, d_v are overwritten.
-  virtual void attention_backward(const Tensor& d_q, const Tensor& d_k, const Tensor& d_v, const Tensor& d_out,
-                                  const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out,
-                                  const Tensor& lse, const SequenceView& sequences, const AttentionPattern& pattern,
-                                  int64_t head_dim) = 0;
+  virtual void attention_backward(const Tensor& d_q, const Tensor& d_k, const Tensor& d_v,
+                                  const Tensor& d_out, const Tensor& q, const Tensor& k, const Tensor& v,
+                                  const Tensor& out, const Tensor& lse, const SequenceView& sequences,
+                                  const AttentionPattern& pattern, int64_t head_dim) = 0;
 
-  // ---- SwiGLU: act = silu(gate) * up (Shazeer, arXiv 2002.05202) ---------------------------------------------------
-  // gate_up: act [T, 2F], gate in the first F columns.
+  // ---- SwiGLU: act = silu(gate) * up (Shazeer, arXiv 2002.05202)
+  // --------------------------------------------------- gate_up: act [T, 2F], gate in the first F columns.
   virtual void swiglu_forward(const Tensor& out, const Tensor& gate_up) = 0;
   // d_gate_up may be the same memory as gate_up.
   virtual void swiglu_backward(const Tensor& d_gate_up, const Tensor& d_out, const Tensor& gate_up) = 0;
 
-  // ---- LM head and cross-entropy, a chunk of rows at a time: logits of a long sequence never exist ------------------
-  // nll[t] = -log softmax(hidden[t] W^T)[targets[t]], and 0 where targets[t] < 0 (not scored).
-  // When d_hidden is given: d_hidden = loss_scale * (softmax - onehot) W on scored rows, 0 on others; and
-  // d_weight += loss_scale * (softmax - onehot)^T hidden when given.
-  // nll: stat [T]; hidden, d_hidden: act [T, H]; weight: [V, H]; d_weight: stat [V, H]; targets: i32 [T].
+  // ---- LM head and cross-entropy, a chunk of rows at a time: logits of a long sequence never exist
+  // ------------------ nll[t] = -log softmax(hidden[t] W^T)[targets[t]], and 0 where targets[t] < 0 (not
+  // scored). When d_hidden is given: d_hidden = loss_scale * (softmax - onehot) W on scored rows, 0 on
+  // others; and d_weight += loss_scale * (softmax - onehot)^T hidden when given. nll: stat [T]; hidden,
+  // d_hidden: act [T, H]; weight: [V, H]; d_weight: stat [V, H]; targets: i32 [T].
   virtual void head_cross_entropy(const Tensor& nll, const Tensor& d_hidden, const Tensor& d_weight,
                                   const Tensor& hidden, const Tensor& weight, const Tensor& targets,
                                   double loss_scale) = 0;
 
-  // ---- optimizer ------------------------------------------------------------------------------------------------
-  // AdamW with decoupled decay (Loshchilov & Hutter, arXiv 1711.05101), everything stat:
+  // ---- optimizer
+  // ------------------------------------------------------------------------------------------------ AdamW
+  // with decoupled decay (Loshchilov & Hutter, arXiv 1711.05101), everything stat:
   //   g' = gradient_scale g;  m = b1 m + (1 - b1) g';  v = b2 v + (1 - b2) g'^2;
   //   w = w - lr * weight_decay * w - lr * mhat / (sqrt(vhat) + epsilon).
-  // `working` is the copy that the forward reads: written from `master` after the update when it is other memory.
+  // `working` is the copy that the forward reads: written from `master` after the update when it is other
+  // memory.
   virtual void adamw(const Tensor& working, const Tensor& master, const Tensor& gradient, const Tensor& m,
                      const Tensor& v, const AdamWStep& step) = 0;
   // Sum over all elements of x^2 in f64 and in a fixed order (NaN and Inf show in it). Waits.

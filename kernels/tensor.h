@@ -1,4 +1,5 @@
-// A view of numbers somewhere: pointer, type, shape. It owns nothing; memory comes from an Arena (kernels/arena.h).
+// A view of numbers somewhere: pointer, type, shape. It owns nothing; memory comes from an Arena
+// (kernels/arena.h).
 #pragma once
 
 #include <array>
@@ -13,8 +14,8 @@ namespace sinklora {
 
 enum class Device : uint8_t { cpu, cuda };
 
-// Row-major. All dimensions but the first are contiguous; rows may be `row_stride` elements apart, so that q, k and v
-// are views into one [tokens, q + k + v] buffer.
+// Row-major. All dimensions but the first are contiguous; rows may be `row_stride` elements apart, so that q,
+// k and v are views into one [tokens, q + k + v] buffer.
 struct Tensor {
   void* data = nullptr;
   DType dtype = DType::f32;

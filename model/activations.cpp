@@ -48,8 +48,10 @@ bool is_vector(Tensor BlockActivations::*member) {
 }
 
 void take_entry(Arena& arena, BlockActivations& into, const Entry& entry) {
-  if (is_vector(entry.member)) arena.take(&(into.*entry.member), entry.dtype, {entry.rows});
-  else if (entry.columns > 0) arena.take(&(into.*entry.member), entry.dtype, {entry.rows, entry.columns});
+  if (is_vector(entry.member))
+    arena.take(&(into.*entry.member), entry.dtype, {entry.rows});
+  else if (entry.columns > 0)
+    arena.take(&(into.*entry.member), entry.dtype, {entry.rows, entry.columns});
 }
 
 }  // namespace
@@ -62,8 +64,8 @@ Recompute parse_recompute(const std::string& word) {
 
 const char* name_of(Recompute recompute) { return kRecomputeNames[static_cast<int>(recompute)]; }
 
-Activations::Activations(const LlamaConfig& config, const Weights& weights, int64_t max_tokens, int64_t max_sequences,
-                         bool training, Recompute recompute, DType act, DType stat)
+Activations::Activations(const LlamaConfig& config, const Weights& weights, int64_t max_tokens,
+                         int64_t max_sequences, bool training, Recompute recompute, DType act, DType stat)
     : max_tokens_(max_tokens),
       max_sequences_(max_sequences),
       training_(training),
@@ -74,7 +76,8 @@ Activations::Activations(const LlamaConfig& config, const Weights& weights, int6
   const int64_t tokens = max_tokens, hidden = config.hidden_size;
   for (const Entry& entry : entries(config, weights, tokens, act, stat)) {
     const bool kept = training && (entry.always_kept || recompute < entry.dropped_at);
-    if (!kept) take_entry(arena, shared_, entry);
+    if (!kept)
+      take_entry(arena, shared_, entry);
     else
       for (BlockActivations& block : blocks_) take_entry(arena, block, entry);
   }
@@ -100,15 +103,17 @@ BlockActivations Activations::block(int64_t layer, int64_t tokens) const {
   const BlockActivations& own = blocks_[training_ ? static_cast<size_t>(layer) : 0];
   const LayerWeights& weights = weights_.layers[static_cast<size_t>(layer)];
   using B = BlockActivations;
-  const auto whole = [&](Tensor B::*member) -> const Tensor& { return own.*member ? own.*member : shared_.*member; };
+  const auto whole = [&](Tensor B::*member) -> const Tensor& {
+    return own.*member ? own.*member : shared_.*member;
+  };
   // Dense for this batch, whatever shape the memory was laid out for.
   const auto dense = [&](Tensor B::*member, int64_t rows, int64_t columns) {
     const Tensor& memory = whole(member);
     return columns == 0 ? Tensor{} : Tensor(memory.data, memory.dtype, {rows, columns}, memory.device);
   };
   B result;
-  for (const auto member : {&B::x, &B::attention_normed, &B::attention_reciprocal, &B::qkv, &B::attention, &B::x_mid,
-                            &B::mlp_normed, &B::mlp_reciprocal, &B::gate_up, &B::swiglu})
+  for (const auto member : {&B::x, &B::attention_normed, &B::attention_reciprocal, &B::qkv, &B::attention,
+                            &B::x_mid, &B::mlp_normed, &B::mlp_reciprocal, &B::gate_up, &B::swiglu})
     result.*member = whole(member).row_slice(0, tokens);
   result.lse = dense(&B::lse, num_heads_, tokens);
   result.qkv_u = dense(&B::qkv_u, tokens, weights.qkv.total_rank);

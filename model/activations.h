@@ -1,4 +1,5 @@
-// What the forward keeps for the backward, and the scratch of both: one arena, laid out for the longest batch.
+// What the forward keeps for the backward, and the scratch of both: one arena, laid out for the longest
+// batch.
 #pragma once
 
 #include <string>
@@ -19,21 +20,21 @@ const char* name_of(Recompute recompute);
 
 // Of one block, for T tokens. A tensor that is not kept is shared by all blocks.
 struct BlockActivations {
-  Tensor x;                      // act [T, H]: the residual stream that enters the block
-  Tensor attention_normed;       // act [T, H]
-  Tensor attention_reciprocal;   // stat [T]: 1 / rms of x
-  Tensor qkv;                    // act [T, (Hq + 2 Hkv) D], q and k after RoPE
-  Tensor qkv_u;                  // act [T, R]: x A^T of the adapters; empty without
-  Tensor attention;              // act [T, Hq D]
-  Tensor lse;                    // stat [Hq, T]
-  Tensor output_u;               // act [T, R]
-  Tensor x_mid;                  // act [T, H]: the residual stream after attention
-  Tensor mlp_normed;             // act [T, H]
-  Tensor mlp_reciprocal;         // stat [T]
-  Tensor gate_up;                // act [T, 2F]
-  Tensor gate_up_u;              // act [T, R]
-  Tensor swiglu;                 // act [T, F]
-  Tensor down_u;                 // act [T, R]
+  Tensor x;                     // act [T, H]: the residual stream that enters the block
+  Tensor attention_normed;      // act [T, H]
+  Tensor attention_reciprocal;  // stat [T]: 1 / rms of x
+  Tensor qkv;                   // act [T, (Hq + 2 Hkv) D], q and k after RoPE
+  Tensor qkv_u;                 // act [T, R]: x A^T of the adapters; empty without
+  Tensor attention;             // act [T, Hq D]
+  Tensor lse;                   // stat [Hq, T]
+  Tensor output_u;              // act [T, R]
+  Tensor x_mid;                 // act [T, H]: the residual stream after attention
+  Tensor mlp_normed;            // act [T, H]
+  Tensor mlp_reciprocal;        // stat [T]
+  Tensor gate_up;               // act [T, 2F]
+  Tensor gate_up_u;             // act [T, R]
+  Tensor swiglu;                // act [T, F]
+  Tensor down_u;                // act [T, R]
 };
 
 // Gradients of activations while the backward passes through a block.
@@ -63,7 +64,9 @@ class Activations {
   // Views for a batch of `tokens` tokens.
   BlockActivations block(int64_t layer, int64_t tokens) const;
   BackwardScratch backward(int64_t tokens) const;
-  Tensor delta(int64_t tokens) const { return delta_.row_slice(0, tokens); }  // a sublayer's output, not yet added
+  Tensor delta(int64_t tokens) const {
+    return delta_.row_slice(0, tokens);
+  }  // a sublayer's output, not yet added
   Tensor final_x(int64_t tokens) const { return final_x_.row_slice(0, tokens); }
   Tensor final_normed(int64_t tokens) const { return final_normed_.row_slice(0, tokens); }
   Tensor final_reciprocal(int64_t tokens) const { return final_reciprocal_.row_slice(0, tokens); }

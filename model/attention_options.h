@@ -14,8 +14,9 @@ struct AttentionOptions {
   int64_t sinks = 4;            // sf alone (the others have none)
 };
 
-// The group size is group_ratio * context, rounded down to an even number of at least 2, for every sequence of the
-// run: a shorter sequence has fewer or shorter groups. Shifted are the last floor(share * num_heads) heads.
+// The group size is group_ratio * context, rounded down to an even number of at least 2, for every sequence
+// of the run: a shorter sequence has fewer or shorter groups. Shifted are the last floor(share * num_heads)
+// heads.
 AttentionPattern make_pattern(const AttentionOptions& options, int64_t context, int64_t num_heads);
 std::string describe(const AttentionOptions& options, const AttentionPattern& pattern, int64_t num_heads);
 

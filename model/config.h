@@ -15,11 +15,11 @@ namespace sinklora {
 struct RopeScaling {
   enum class Type { none, linear, dynamic, yarn, llama3 } type = Type::none;
   double factor = 1.0;
-  int64_t original_context = 0;  // original_max_position_embeddings; 0: not given
-  double low_freq_factor = 1.0, high_freq_factor = 4.0;                      // llama3
-  double attention_factor = 0.0, beta_fast = 32.0, beta_slow = 1.0;          // yarn; 0: 0.1 ln(factor) + 1
-  double mscale = 0.0, mscale_all_dim = 0.0;                                 // yarn, DeepSeek's spelling; 0: not given
-  bool truncate = true;                                                      // yarn
+  int64_t original_context = 0;                          // original_max_position_embeddings; 0: not given
+  double low_freq_factor = 1.0, high_freq_factor = 4.0;  // llama3
+  double attention_factor = 0.0, beta_fast = 32.0, beta_slow = 1.0;  // yarn; 0: 0.1 ln(factor) + 1
+  double mscale = 0.0, mscale_all_dim = 0.0;  // yarn, DeepSeek's spelling; 0: not given
+  bool truncate = true;                       // yarn
   friend bool operator==(const RopeScaling&, const RopeScaling&) = default;
 };
 
@@ -47,24 +47,24 @@ struct LlamaConfig {
   int64_t qkv_width() const { return query_width() + 2 * kv_width(); }
 };
 
-// Throws Error(input) naming `source`, the key, the value found and the values wanted. Settings that change the maths
-// and are not implemented (attention_bias, mlp_bias, another hidden_act or model_type, longrope, quantization_config,
-// pretraining_tp > 1 is fine) are refused by name.
+// Throws Error(input) naming `source`, the key, the value found and the values wanted. Settings that change
+// the maths and are not implemented (attention_bias, mlp_bias, another hidden_act or model_type, longrope,
+// quantization_config, pretraining_tp > 1 is fine) are refused by name.
 LlamaConfig parse_config(const Json& json, const std::string& source);
 LlamaConfig read_config(const std::filesystem::path& model_directory);
-// config.raw with every field above written over it, in the 4.x spelling (rope_theta, rope_scaling), which both
-// generations of transformers read.
+// config.raw with every field above written over it, in the 4.x spelling (rope_theta, rope_scaling), which
+// both generations of transformers read.
 Json config_json(const LlamaConfig& config);
 
-// The object that transformers keeps in rope_scaling (4.x; "rope_type" or "type") or rope_parameters (5.x), or null for
-// none. Unknown types and unknown keys are refused by name. `max_positions` stands in for a missing
-// original_max_position_embeddings of llama3 and yarn.
+// The object that transformers keeps in rope_scaling (4.x; "rope_type" or "type") or rope_parameters (5.x),
+// or null for none. Unknown types and unknown keys are refused by name. `max_positions` stands in for a
+// missing original_max_position_embeddings of llama3 and yarn.
 RopeScaling parse_rope_object(const Json& json, int64_t max_positions, const std::string& source);
 Json rope_object(const RopeScaling& scaling);  // null for none
 
-// "none", "auto", "linear:4", "dynamic:2", "yarn:4", "llama3:8": the --rope-scaling option. `auto` is position
-// interpolation as LongLoRA sets it: linear with factor ceil(context / (max_positions * factor so far)) when the
-// context is longer than the model's, else the scaling the model came with.
+// "none", "auto", "linear:4", "dynamic:2", "yarn:4", "llama3:8": the --rope-scaling option. `auto` is
+// position interpolation as LongLoRA sets it: linear with factor ceil(context / (max_positions * factor so
+// far)) when the context is longer than the model's, else the scaling the model came with.
 RopeScaling parse_rope_scaling(const std::string& text, const LlamaConfig& config, int64_t context);
 std::string describe(const RopeScaling& scaling);  // "linear x4"
 

@@ -13,8 +13,8 @@ std::vector<TensorInfo> expected_tensors(const LlamaConfig& config);
 
 class ModelDirectory {
  public:
-  // Opens every shard and compares all tensors with expected_tensors(): missing, extra and misshaped ones are listed
-  // together (20 at most). Shard names with a path in them are refused before anything is opened.
+  // Opens every shard and compares all tensors with expected_tensors(): missing, extra and misshaped ones are
+  // listed together (20 at most). Shard names with a path in them are refused before anything is opened.
   explicit ModelDirectory(const std::filesystem::path& directory);
 
   const LlamaConfig& config() const { return config_; }
@@ -38,9 +38,9 @@ class ModelDirectory {
   std::map<std::string, Entry> tensors_;
 };
 
-// Writes config.json, model.safetensors (or shards of at most `max_shard_bytes` and their index) and copies of the
-// tokenizer's files of `copy_from` into `directory`, which must exist and is made durable by the caller
-// (base/files.h, AtomicDirectory). `tensors` in any order.
+// Writes config.json, model.safetensors (or shards of at most `max_shard_bytes` and their index) and copies
+// of the tokenizer's files of `copy_from` into `directory`, which must exist and is made durable by the
+// caller (base/files.h, AtomicDirectory). `tensors` in any order.
 void write_model_directory(const std::filesystem::path& directory, const LlamaConfig& config,
                            const std::vector<TensorSource>& tensors, const std::filesystem::path& copy_from,
                            int64_t max_shard_bytes = int64_t{5} << 30);

@@ -20,7 +20,8 @@ Llama::Llama(Ops& ops, const LlamaConfig& config, const ModelOptions& model, con
 }
 
 std::vector<const Arena*> Llama::arenas() const {
-  return {&weights_.frozen, &weights_.trained, &weights_.gradients, &weights_.moments, &activations_.arena, &tables_};
+  return {&weights_.frozen,  &weights_.trained,   &weights_.gradients,
+          &weights_.moments, &activations_.arena, &tables_};
 }
 
 void Llama::allocate() {
@@ -39,12 +40,14 @@ void Llama::allocate() {
 
 PassContext Llama::start(const Batch& batch, const AttentionPattern& pattern) {
   const auto sequences = static_cast<int64_t>(batch.offsets.size()) - 1;
-  if (batch.tokens() < 1 || batch.tokens() > activations_.max_tokens() || sequences > activations_.max_sequences())
-    fail_internal("a batch of {} tokens in {} sequences; memory was laid out for {} in {}", batch.tokens(), sequences,
-                  activations_.max_tokens(), activations_.max_sequences());
+  if (batch.tokens() < 1 || batch.tokens() > activations_.max_tokens() ||
+      sequences > activations_.max_sequences())
+    fail_internal("a batch of {} tokens in {} sequences; memory was laid out for {} in {}", batch.tokens(),
+                  sequences, activations_.max_tokens(), activations_.max_sequences());
   SequenceView view{activations_.offsets(sequences), activations_.positions(batch.tokens()), sequences, 0};
   for (int64_t s = 0; s < sequences; ++s)
-    view.max_length = std::max(view.max_length, batch.offsets[static_cast<size_t>(s) + 1] - batch.offsets[static_cast<size_t>(s)]);
+    view.max_length = std::max(
+        view.max_length, batch.offsets[static_cast<size_t>(s) + 1] - batch.offsets[static_cast<size_t>(s)]);
   if (view.max_length > options_.max_context)
     fail_internal("a sequence of {} tokens; the RoPE tables hold {}", view.max_length, options_.max_context);
   ops_.upload(activations_.ids(batch.tokens()), batch.ids.data());
@@ -57,17 +60,19 @@ PassContext Llama::start(const Batch& batch, const AttentionPattern& pattern) {
 void Llama::forward(const Batch& batch, const PassContext& pass) {
   const int64_t tokens = batch.tokens();
   const Tensor delta = activations_.delta(tokens);
-  Tensor previous = activations_.block(0, tokens).x, previous_delta;  // the first block's input needs no addition
+  Tensor previous = activations_.block(0, tokens).x,
+         previous_delta;  // the first block's input needs no addition
   ops_.embedding_forward(previous, weights_.embedding.value, activations_.ids(tokens));
   for (int64_t layer = 0; layer < config_.num_layers; ++layer) {
     const BlockActivations a = activations_.block(layer, tokens);
-    block_forward(ops_, pass, weights_.layers[static_cast<size_t>(layer)], a, previous, previous_delta, delta);
+    block_forward(ops_, pass, weights_.layers[static_cast<size_t>(layer)], a, previous, previous_delta,
+                  delta);
     previous = a.x_mid;
     previous_delta = delta;
   }
   ops_.residual_rmsnorm_forward(activations_.final_x(tokens), activations_.final_normed(tokens),
-                                activations_.final_reciprocal(tokens), previous, delta, weights_.final_norm.value,
-                                config_.rms_norm_eps);
+                                activations_.final_reciprocal(tokens), previous, delta,
+                                weights_.final_norm.value, config_.rms_norm_eps);
 }
 
 std::vector<double> Llama::nll(const Batch& batch, const AttentionPattern& pattern) {
@@ -93,8 +98,8 @@ double Llama::accumulate_gradients(const Batch& batch, const AttentionPattern& p
   ops_.rmsnorm_backward(g.d_x, weights_.final_norm.gradient, g.d_normed, activations_.final_x(tokens),
                         activations_.final_reciprocal(tokens), weights_.final_norm.value);
   for (int64_t layer = config_.num_layers - 1; layer >= 0; --layer)
-    block_backward(ops_, pass, weights_.layers[static_cast<size_t>(layer)], activations_.block(layer, tokens), g,
-                   activations_.delta(tokens), activations_.recompute(), layer > 0 || train_embedding_);
+    block_backward(ops_, pass, weights_.layers[static_cast<size_t>(layer)], activations_.block(layer, tokens),
+                   g, activations_.delta(tokens), activations_.recompute(), layer > 0 || train_embedding_);
   if (train_embedding_) ops_.embedding_backward(weights_.embedding.gradient, g.d_x, activations_.ids(tokens));
 
   const auto losses = download_numbers<double>(ops_, nll);
@@ -106,7 +111,8 @@ void Llama::zero_gradients() {
     if (parameter.trained()) ops_.zero(parameter.weight.gradient);
 }
 
-std::vector<float> Llama::logits(const Batch& batch, const AttentionPattern& pattern, int64_t first, int64_t rows) {
+std::vector<float> Llama::logits(const Batch& batch, const AttentionPattern& pattern, int64_t first,
+                                 int64_t rows) {
   const PassContext pass = start(batch, pattern);
   forward(batch, pass);
   Arena scratch("logits");

@@ -37,8 +37,8 @@ LoadedModel load_for_inference(const InferenceOptions& options) {
   LoadedModel loaded;
   loaded.ops = make_ops(options.device, options.precision);
   const int64_t tokens = options.context * options.batch;
-  loaded.llama = std::make_unique<Llama>(*loaded.ops, config, model,
-                                         PassOptions{tokens, tokens, options.context, false, Recompute::none});
+  loaded.llama = std::make_unique<Llama>(
+      *loaded.ops, config, model, PassOptions{tokens, tokens, options.context, false, Recompute::none});
   loaded.llama->allocate();
   loaded.llama->weights().load(*loaded.ops, directory);
   loaded.llama->weights().load_adapter(*loaded.ops, adapter);

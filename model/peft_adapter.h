@@ -11,7 +11,8 @@
 namespace sinklora {
 
 // The seven linears of a LLaMA block, in the order in which they are used.
-inline constexpr const char* kLinearNames[] = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"};
+inline constexpr const char* kLinearNames[] = {"q_proj",    "k_proj",  "v_proj",   "o_proj",
+                                               "gate_proj", "up_proj", "down_proj"};
 
 struct AdapterModule {
   std::string name;  // "model.layers.0.self_attn.q_proj"
@@ -24,15 +25,17 @@ struct AdapterModule {
 struct Adapter {
   std::vector<AdapterModule> modules;
   // Whole tensors that replace the base's, by their name in the base ("model.embed_tokens.weight"); f32.
-  // With tied embeddings, an adapter that holds embed_tokens without lm_head leaves the head as the base has it.
+  // With tied embeddings, an adapter that holds embed_tokens without lm_head leaves the head as the base has
+  // it.
   std::map<std::string, HostTensor> replaced;
   Json config;  // adapter_config.json as read
 };
 
-// Reads and checks against the base: every module and replaced tensor must exist there with fitting shapes. Refuses by
-// name what is not implemented (use_dora, lora_bias, bias other than none, ...); unknown keys are named on stderr.
-// `embed_rows`: what to do with V+1 embedding rows over a base of V (LongLoRA adds a [PAD] row): "" refuses, "drop"
-// leaves the last rows out, "keep" hands all of them to merge_adapter(), which makes the vocabulary larger.
+// Reads and checks against the base: every module and replaced tensor must exist there with fitting shapes.
+// Refuses by name what is not implemented (use_dora, lora_bias, bias other than none, ...); unknown keys are
+// named on stderr. `embed_rows`: what to do with V+1 embedding rows over a base of V (LongLoRA adds a [PAD]
+// row): "" refuses, "drop" leaves the last rows out, "keep" hands all of them to merge_adapter(), which makes
+// the vocabulary larger.
 Adapter read_adapter(const std::filesystem::path& directory, const LlamaConfig& base,
                      const std::string& embed_rows = "");
 
@@ -50,13 +53,14 @@ struct AdapterLayout {
 };
 AdapterLayout read_adapter_layout(const std::filesystem::path& directory);
 
-// How an adapter was trained, in the file sinklora.json beside it: PEFT has no place for it, and a model that is used
-// with other RoPE angles than those it was trained with is worth nothing.
+// How an adapter was trained, in the file sinklora.json beside it: PEFT has no place for it, and a model that
+// is used with other RoPE angles than those it was trained with is worth nothing.
 struct AdapterRunInfo {
   std::optional<RopeScaling> rope;  // empty: the file does not say; Type::none: trained without scaling
   int64_t context = 0;              // 0: not known
 };
-AdapterRunInfo read_run_info(const std::filesystem::path& adapter_directory);  // empty when there is no such file
+AdapterRunInfo read_run_info(
+    const std::filesystem::path& adapter_directory);  // empty when there is no such file
 void write_run_info(const std::filesystem::path& adapter_directory, const AdapterRunInfo& info);
 
 // Writes both files into an existing directory. One alpha for all modules (scale = alpha / rank).

@@ -12,9 +12,9 @@ struct RopeTable {
   std::vector<double> cosines, sines;  // [positions, half_dim]; yarn's attention factor is in them
 };
 
-// inv_i = theta^(-2i/D), i < D/2, stretched as `config.rope` says. `length` matters to `dynamic` alone, whose base
-// grows with the longest sequence. Sources: linear, arXiv 2306.15595; yarn, arXiv 2309.00071; llama3 and dynamic,
-// transformers' modeling_rope_utils.
+// inv_i = theta^(-2i/D), i < D/2, stretched as `config.rope` says. `length` matters to `dynamic` alone, whose
+// base grows with the longest sequence. Sources: linear, arXiv 2306.15595; yarn, arXiv 2309.00071; llama3 and
+// dynamic, transformers' modeling_rope_utils.
 std::vector<double> inverse_frequencies(const LlamaConfig& config, int64_t length);
 double rope_attention_factor(const LlamaConfig& config);
 

@@ -29,20 +29,23 @@ struct TensorInfo {
   }
 };
 
-inline constexpr int64_t kMaxSafetensorsHeader = 100'000'000;  // bytes; the reference refuses longer ones as well
+inline constexpr int64_t kMaxSafetensorsHeader =
+    100'000'000;  // bytes; the reference refuses longer ones as well
 
 struct SafetensorsHeader {
   std::vector<TensorInfo> tensors;  // ordered by offset
   std::map<std::string, std::string> metadata;
 };
-// Checks everything that can be checked without the tensors' bytes. `json` is what lies between the length and the
-// first tensor, `file_size` the size of the whole file, `source` its name for messages. Tensors of a foreign type pass:
-// they are refused by name when somebody reads them.
-SafetensorsHeader parse_safetensors_header(std::string_view json, int64_t file_size, const std::string& source);
+// Checks everything that can be checked without the tensors' bytes. `json` is what lies between the length
+// and the first tensor, `file_size` the size of the whole file, `source` its name for messages. Tensors of a
+// foreign type pass: they are refused by name when somebody reads them.
+SafetensorsHeader parse_safetensors_header(std::string_view json, int64_t file_size,
+                                           const std::string& source);
 
 class SafetensorsFile {
  public:
-  // Reads and checks the whole header before anything else; throws Error(input) that names file, tensor and defect.
+  // Reads and checks the whole header before anything else; throws Error(input) that names file, tensor and
+  // defect.
   explicit SafetensorsFile(const std::filesystem::path& path);
 
   const std::vector<TensorInfo>& tensors() const { return tensors_; }  // ordered by offset
@@ -70,8 +73,8 @@ struct HostTensor {
   std::vector<std::byte> data;
 };
 
-// A tensor to be written whose bytes are produced when their turn comes, so that a model larger than memory can be
-// written. `write` calls its argument with consecutive pieces that add up to the tensor's bytes.
+// A tensor to be written whose bytes are produced when their turn comes, so that a model larger than memory
+// can be written. `write` calls its argument with consecutive pieces that add up to the tensor's bytes.
 struct TensorSource {
   std::string name;
   DType dtype = DType::f32;
@@ -82,8 +85,9 @@ struct TensorSource {
 // Converts floats to f32, bf16 or f16 (to nearest even), back to back as they lie in a file.
 void append_as(DType dtype, std::span<const float> values, std::vector<std::byte>& out);
 
-// Writes atomically (temporary file, fsync, rename): header padded to 8 bytes, tensors by descending alignment and
-// then by name, "__metadata__" {"format": "pt"} plus `metadata`. Byte for byte what the reference writes.
+// Writes atomically (temporary file, fsync, rename): header padded to 8 bytes, tensors by descending
+// alignment and then by name, "__metadata__" {"format": "pt"} plus `metadata`. Byte for byte what the
+// reference writes.
 void write_safetensors(const std::filesystem::path& path, const std::vector<HostTensor>& tensors,
                        const std::map<std::string, std::string>& metadata = {});
 void write_safetensors(const std::filesystem::path& path, const std::vector<TensorSource>& tensors,

@@ -30,7 +30,8 @@ Weight rows_of(const Weight& weight, int64_t begin, int64_t count) {
 // Sets a weight, a piece at a time, from read(first element, out).
 void set_weight(Ops& ops, const Weight& weight, const std::function<void(int64_t, std::span<float>)>& read) {
   const Tensor& value = weight.value;
-  const int64_t rows_at_once = std::max<int64_t>(1, (int64_t{1} << 22) / std::max<int64_t>(1, value.row_size()));
+  const int64_t rows_at_once =
+      std::max<int64_t>(1, (int64_t{1} << 22) / std::max<int64_t>(1, value.row_size()));
   std::vector<float> numbers;
   for (int64_t row = 0; row < value.rows(); row += rows_at_once) {
     const int64_t count = std::min(rows_at_once, value.rows() - row);
@@ -83,7 +84,8 @@ std::vector<AdapterSpec> uniform_adapters(const LlamaConfig& config, const std::
 
 std::vector<AdapterSpec> adapter_specs(const Adapter& adapter) {
   std::vector<AdapterSpec> specs;
-  for (const AdapterModule& module : adapter.modules) specs.push_back({module.name, module.rank, module.scale});
+  for (const AdapterModule& module : adapter.modules)
+    specs.push_back({module.name, module.rank, module.scale});
   return specs;
 }
 
@@ -110,8 +112,10 @@ std::vector<Number> download_as(Ops& ops, const Tensor& from) {
   } else {
     std::vector<Number> numbers(stored.size());
     std::transform(stored.begin(), stored.end(), numbers.begin(), [](Stored x) {
-      if constexpr (std::is_same_v<Stored, BFloat16>) return static_cast<Number>(static_cast<float>(x));
-      else return static_cast<Number>(x);
+      if constexpr (std::is_same_v<Stored, BFloat16>)
+        return static_cast<Number>(static_cast<float>(x));
+      else
+        return static_cast<Number>(x);
     });
     return numbers;
   }
@@ -122,17 +126,25 @@ std::vector<Number> download_as(Ops& ops, const Tensor& from) {
 template <class Number>
 std::vector<Number> download_numbers(Ops& ops, const Tensor& from) {
   switch (from.dtype) {
-    case DType::f32: return download_as<float, Number>(ops, from);
-    case DType::f64: return download_as<double, Number>(ops, from);
-    case DType::bf16: return download_as<BFloat16, Number>(ops, from);
-    default: fail_internal("numbers of type {}", name_of(from.dtype));
+    case DType::f32:
+      return download_as<float, Number>(ops, from);
+    case DType::f64:
+      return download_as<double, Number>(ops, from);
+    case DType::bf16:
+      return download_as<BFloat16, Number>(ops, from);
+    default:
+      fail_internal("numbers of type {}", name_of(from.dtype));
   }
 }
 template std::vector<float> download_numbers(Ops&, const Tensor&);
 template std::vector<double> download_numbers(Ops&, const Tensor&);
 
 Weights::Weights(const LlamaConfig& config, const ModelOptions& options, DType act, DType stat)
-    : config_(config), options_(options), act_(act), stat_(stat), tied_(config.tied_embeddings && !options.untie_head) {
+    : config_(config),
+      options_(options),
+      act_(act),
+      stat_(stat),
+      tied_(config.tied_embeddings && !options.untie_head) {
   const int64_t hidden = config.hidden_size, ffn = config.intermediate_size;
   const int64_t q = config.query_width(), kv = config.kv_width();
   const bool norms = options.train_norms || options.train_all;
@@ -143,7 +155,8 @@ Weights::Weights(const LlamaConfig& config, const ModelOptions& options, DType a
     LayerWeights& layer = layers[static_cast<size_t>(i)];
     const std::string name = layer_name(i);
     take(&layer.attention_norm, norms, {hidden}, false);
-    take_projection(&layer.qkv, name + "self_attn.", {{"q_proj", 0, q}, {"k_proj", q, kv}, {"v_proj", q + kv, kv}}, hidden);
+    take_projection(&layer.qkv, name + "self_attn.",
+                    {{"q_proj", 0, q}, {"k_proj", q, kv}, {"v_proj", q + kv, kv}}, hidden);
     take_projection(&layer.output, name + "self_attn.", {{"o_proj", 0, hidden}}, q);
     take(&layer.mlp_norm, norms, {hidden}, false);
     take_projection(&layer.gate_up, name + "mlp.", {{"gate_proj", 0, ffn}, {"up_proj", ffn, ffn}}, hidden);
@@ -162,8 +175,8 @@ void Weights::take(Weight* weight, bool train, std::initializer_list<int64_t> sh
   moments.take(&weight->v, stat_, shape);
 }
 
-void Weights::take_projection(Projection* projection, const std::string& layer, std::vector<Projection::Part> parts,
-                              int64_t in) {
+void Weights::take_projection(Projection* projection, const std::string& layer,
+                              std::vector<Projection::Part> parts, int64_t in) {
   for (Projection::Part& part : parts) part.module = layer + part.module;
   projection->parts = std::move(parts);
   const Projection::Part& last = projection->parts.back();
@@ -208,7 +221,8 @@ void Weights::bind_projection(Projection& projection) {
     const Weight a = rows_of(projection.a, adapter.u_begin, projection.b[i].value.shape[1]);
     adapter.a = a.value;
     adapter.b = projection.b[i].value;
-    if (options_.train_adapters) projection.adapter_gradients.push_back({a.gradient, projection.b[i].gradient});
+    if (options_.train_adapters)
+      projection.adapter_gradients.push_back({a.gradient, projection.b[i].gradient});
   }
 }
 
@@ -242,7 +256,8 @@ void Weights::name_parameters() {
 }
 
 const Parameter& Weights::parameter(const std::string& name) const {
-  const auto found = std::find_if(parameters.begin(), parameters.end(), [&](const auto& p) { return p.name == name; });
+  const auto found =
+      std::find_if(parameters.begin(), parameters.end(), [&](const auto& p) { return p.name == name; });
   if (found == parameters.end()) fail_internal("no parameter is named {}", name);
   return *found;
 }
@@ -253,7 +268,8 @@ void Weights::load(Ops& ops, const ModelDirectory& model) {
     // An untied head of a tied checkpoint starts as the embedding.
     const bool tied_head = parameter.name == "lm_head.weight" && config_.tied_embeddings;
     const std::string name = tied_head ? "model.embed_tokens.weight" : parameter.name;
-    set_weight(ops, parameter.weight, [&](int64_t begin, std::span<float> out) { model.read(name, begin, out); });
+    set_weight(ops, parameter.weight,
+               [&](int64_t begin, std::span<float> out) { model.read(name, begin, out); });
   }
 }
 
@@ -273,7 +289,9 @@ void Weights::initialize(Ops& ops, uint64_t seed) {
     const bool norm = parameter.name.find("norm.weight") != std::string::npos;
     set_weight(ops, parameter.weight, [&](int64_t begin, std::span<float> out) {
       for (size_t i = 0; i < out.size(); ++i)
-        out[i] = norm ? 1.0f : static_cast<float>(kInitialDeviation * random.normal(static_cast<uint64_t>(begin) + i));
+        out[i] =
+            norm ? 1.0f
+                 : static_cast<float>(kInitialDeviation * random.normal(static_cast<uint64_t>(begin) + i));
     });
   }
 }
@@ -286,7 +304,8 @@ void Weights::initialize_adapters(Ops& ops, uint64_t seed) {
     const double bound = 1.0 / std::sqrt(static_cast<double>(parameter.weight.value.row_size()));
     set_weight(ops, parameter.weight, [&](int64_t begin, std::span<float> out) {
       for (size_t i = 0; i < out.size(); ++i)
-        out[i] = is_a ? static_cast<float>(bound * (2 * random.uniform(static_cast<uint64_t>(begin) + i) - 1)) : 0.0f;
+        out[i] = is_a ? static_cast<float>(bound * (2 * random.uniform(static_cast<uint64_t>(begin) + i) - 1))
+                      : 0.0f;
     });
   }
 }
@@ -305,7 +324,8 @@ Adapter Weights::adapter(Ops& ops) const {
     result.replaced.emplace(parameter.name, to_host(ops, parameter.name, parameter.weight.master));
   }
   // PEFT keeps two copies of tied matrices, so both are named.
-  if (const auto found = result.replaced.find("model.embed_tokens.weight"); tied_ && found != result.replaced.end()) {
+  if (const auto found = result.replaced.find("model.embed_tokens.weight");
+      tied_ && found != result.replaced.end()) {
     HostTensor copy = found->second;
     copy.name = "lm_head.weight";
     result.replaced.emplace(copy.name, std::move(copy));

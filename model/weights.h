@@ -1,4 +1,5 @@
-// The parameters of a LLaMA: frozen ones, trained ones with their gradients, LoRA adapters; in one arena each.
+// The parameters of a LLaMA: frozen ones, trained ones with their gradients, LoRA adapters; in one arena
+// each.
 #pragma once
 
 #include <string>
@@ -20,11 +21,11 @@ struct AdapterSpec {
 struct ModelOptions {
   std::vector<AdapterSpec> adapters;  // LoRA on these linears
   bool train_adapters = false;
-  bool train_embeddings = false;      // LoRA+ of LongLoRA: embed_tokens ...
-  bool train_norms = false;           // ... and every RMSNorm; not lm_head
-  bool train_all = false;             // full fine-tuning
-  bool untie_head = false;            // an adapter replaced one of two tied matrices
-  DType frozen_dtype = DType::f32;    // of matrices that are not trained
+  bool train_embeddings = false;    // LoRA+ of LongLoRA: embed_tokens ...
+  bool train_norms = false;         // ... and every RMSNorm; not lm_head
+  bool train_all = false;           // full fine-tuning
+  bool untie_head = false;          // an adapter replaced one of two tied matrices
+  DType frozen_dtype = DType::f32;  // of matrices that are not trained
 };
 
 // A LoRA spec of one rank for every layer, on linears named by q, k, v, o, gate, up, down.
@@ -82,12 +83,13 @@ class Weights {
   Weights(const Weights&) = delete;
   Weights& operator=(const Weights&) = delete;
 
-  Arena frozen{"frozen weights"}, trained{"trained weights"}, gradients{"gradients"}, moments{"optimizer moments"};
+  Arena frozen{"frozen weights"}, trained{"trained weights"}, gradients{"gradients"},
+      moments{"optimizer moments"};
   void allocate(Ops& ops);
 
-  Weight embedding;  // [V, H]
-  Weight head;       // [V, H]; the embedding when tied
-  Weight final_norm; // [H]
+  Weight embedding;   // [V, H]
+  Weight head;        // [V, H]; the embedding when tied
+  Weight final_norm;  // [H]
   std::vector<LayerWeights> layers;
   std::vector<Parameter> parameters;  // after allocate(): frozen and trained ones, each tensor once
   bool tied() const { return tied_; }

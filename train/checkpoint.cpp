@@ -36,7 +36,10 @@ std::vector<fs::path> checkpoints_newest_first(const fs::path& out) {
 
 // A tensor whose bytes are fetched from the backend when the file is written.
 TensorSource source_of(Ops& ops, const std::string& name, const Tensor& tensor) {
-  return {name, DType::f32, {tensor.shape.begin(), tensor.shape.begin() + tensor.rank}, [&ops, tensor](const auto& write) {
+  return {name,
+          DType::f32,
+          {tensor.shape.begin(), tensor.shape.begin() + tensor.rank},
+          [&ops, tensor](const auto& write) {
             const auto numbers = download_numbers<float>(ops, tensor);
             write(std::as_bytes(std::span(numbers)));
           }};
@@ -89,7 +92,8 @@ void remove_old(const fs::path& out, int64_t keep_last) {
 void load_moment(Ops& ops, const SafetensorsFile& file, const std::string& name, const Tensor& to) {
   const TensorInfo* info = file.find(name);
   if (!info || info->elements() != to.size())
-    fail_input("{}: tensor {} is missing or has another size; this checkpoint is of another run", kOptimizerFile, name);
+    fail_input("{}: tensor {} is missing or has another size; this checkpoint is of another run",
+               kOptimizerFile, name);
   std::vector<float> numbers(static_cast<size_t>(to.size()));
   file.read(*info, 0, numbers);
   upload_numbers(ops, to, numbers);
@@ -98,8 +102,10 @@ void load_moment(Ops& ops, const SafetensorsFile& file, const std::string& name,
 void compare_fingerprints(const fs::path& checkpoint, const Json& saved, const Json& now) {
   for (const auto& [key, value] : now.items()) {
     if (!saved.contains(key) || saved[key] != value)
-      fail_usage("{}: the saved run had {} = {}, this one has {}; use the same value, another --out, or --resume never",
-                 checkpoint.string(), key, saved.contains(key) ? saved[key].dump() : "nothing", value.dump());
+      fail_usage(
+          "{}: the saved run had {} = {}, this one has {}; use the same value, another --out, or --resume "
+          "never",
+          checkpoint.string(), key, saved.contains(key) ? saved[key].dump() : "nothing", value.dump());
   }
 }
 
@@ -123,8 +129,11 @@ void save_checkpoint(const TrainOptions& options, Ops& ops, const Weights& weigh
   AtomicDirectory folder(path);
   write_weights(folder.path(), options, ops, weights, config);
   write_moments(folder.path(), ops, weights);
-  const Json json{{"schema", "sinklora-checkpoint/1"}, {"step", state.step},         {"position", state.position},
-                  {"tokens", state.tokens},            {"fingerprint", fingerprint}};
+  const Json json{{"schema", "sinklora-checkpoint/1"},
+                  {"step", state.step},
+                  {"position", state.position},
+                  {"tokens", state.tokens},
+                  {"fingerprint", fingerprint}};
   write_text_atomically(folder.path() / kStateFile, json.dump(2) + "\n");
   write_sums(folder.path());
   folder.commit();
@@ -141,7 +150,8 @@ void verify_checkpoint(const fs::path& checkpoint) {
     if (name.empty() || name.find('/') != std::string::npos)
       fail_input("{}: not a line of sha256sum: \"{}\"", (checkpoint / kSumsFile).string(), line);
     if (sha256_of_file(checkpoint / name) != sum)
-      fail_input("{}: its SHA-256 differs from {}; the file was damaged", (checkpoint / name).string(), kSumsFile);
+      fail_input("{}: its SHA-256 differs from {}; the file was damaged", (checkpoint / name).string(),
+                 kSumsFile);
     ++files;
   }
   if (files == 0) fail_input("{}: lists no file", (checkpoint / kSumsFile).string());
@@ -165,8 +175,10 @@ TrainState load_checkpoint(const fs::path& checkpoint, Ops& ops, Weights& weight
   if (state.value("schema", "") != "sinklora-checkpoint/1")
     fail_input("{}: not a checkpoint of this program", (checkpoint / kStateFile).string());
   compare_fingerprints(checkpoint, state.at("fingerprint"), fingerprint);
-  if (fs::exists(checkpoint / "adapter_config.json")) weights.load_adapter(ops, read_adapter(checkpoint, config));
-  else weights.load(ops, ModelDirectory(checkpoint));
+  if (fs::exists(checkpoint / "adapter_config.json"))
+    weights.load_adapter(ops, read_adapter(checkpoint, config));
+  else
+    weights.load(ops, ModelDirectory(checkpoint));
   const SafetensorsFile moments(checkpoint / kOptimizerFile);
   for (const Parameter& parameter : weights.parameters) {
     if (!parameter.trained()) continue;
@@ -174,7 +186,8 @@ TrainState load_checkpoint(const fs::path& checkpoint, Ops& ops, Weights& weight
     load_moment(ops, moments, parameter.name + ".exp_avg_sq", parameter.weight.v);
   }
   try {
-    return {state.at("step").get<int64_t>(), state.at("position").get<int64_t>(), state.at("tokens").get<int64_t>()};
+    return {state.at("step").get<int64_t>(), state.at("position").get<int64_t>(),
+            state.at("tokens").get<int64_t>()};
   } catch (const Json::exception& error) {
     fail_input("{}: {}", (checkpoint / kStateFile).string(), error.what());
   }

@@ -1,5 +1,5 @@
-// Checkpoints: OUT/step-00000500/ holds everything to go on, and is itself a valid PEFT adapter (or, after full
-// training, a Hugging Face model).
+// Checkpoints: OUT/step-00000500/ holds everything to go on, and is itself a valid PEFT adapter (or, after
+// full training, a Hugging Face model).
 #pragma once
 
 #include <filesystem>
@@ -15,7 +15,8 @@ struct TrainState {
   int64_t tokens = 0;    // tokens seen
 };
 
-// Written into a temporary folder, flushed, checksummed and renamed; then the oldest beyond `keep_last` are removed.
+// Written into a temporary folder, flushed, checksummed and renamed; then the oldest beyond `keep_last` are
+// removed.
 void save_checkpoint(const TrainOptions& options, Ops& ops, const Weights& weights, const LlamaConfig& config,
                      const TrainState& state, const Json& fingerprint);
 

@@ -26,14 +26,16 @@ double tick_step(double span, int count) {
 
 }  // namespace
 
-MetricsLog::MetricsLog(const std::filesystem::path& out, int64_t resumed_step) : path_(out / "metrics.jsonl") {
+MetricsLog::MetricsLog(const std::filesystem::path& out, int64_t resumed_step)
+    : path_(out / "metrics.jsonl") {
   std::string kept;
   if (std::ifstream old(path_); old && resumed_step > 0) {
     for (std::string line; std::getline(old, line);) {
       if (old.eof()) break;  // no newline at its end: torn by a kill
       const Json json = parse_json(line, path_.string());
       if (json.value("step", int64_t{0}) > resumed_step) break;
-      if (!json.value("skipped", false)) losses_.emplace_back(json.value("step", 0.0), json.value("loss", 0.0));
+      if (!json.value("skipped", false))
+        losses_.emplace_back(json.value("step", 0.0), json.value("loss", 0.0));
       kept += line + "\n";
     }
   }
@@ -55,15 +57,18 @@ void MetricsLog::write(const StepMetrics& m) {
             {"step_ms", m.step_ms},
             {"mfu", m.mfu < 0 ? Json(nullptr) : Json(m.mfu)},
             {"mem_gib", m.mem_gib}};
-  if (m.skipped) json["skipped"] = true;
-  else losses_.emplace_back(static_cast<double>(m.step), m.loss);
+  if (m.skipped)
+    json["skipped"] = true;
+  else
+    losses_.emplace_back(static_cast<double>(m.step), m.loss);
   fmt::print(file_, "{}\n", json.dump());
   if (std::fflush(file_) != 0) fail_input("{}: cannot write; is the disk full?", path_.string());
 }
 
 std::string console_line(const StepMetrics& m, int64_t steps, double eta_seconds) {
-  std::string line = fmt::format("step {}/{} | loss {:.4f} | gnorm {:.3f} | lr {:.2e} | {:.0f} tok/s | {:.2f} s", m.step,
-                                 steps, m.loss, m.grad_norm, m.learning_rate, m.tokens_per_s, m.step_ms / 1000);
+  std::string line =
+      fmt::format("step {}/{} | loss {:.4f} | gnorm {:.3f} | lr {:.2e} | {:.0f} tok/s | {:.2f} s", m.step,
+                  steps, m.loss, m.grad_norm, m.learning_rate, m.tokens_per_s, m.step_ms / 1000);
   if (m.mfu >= 0) line += fmt::format(" | MFU {:.1f}%", 100 * m.mfu);
   line += fmt::format(" | mem {:.2f} GiB | eta {}", m.mem_gib, format_duration(eta_seconds));
   if (m.skipped) line += " | skipped";
@@ -81,24 +86,30 @@ void write_plot(const std::filesystem::path& path, const std::string& title, con
   if (x1 == x0) x1 = x0 + 1;
   if (y1 == y0) y1 = y0 + 1;
   const auto px = [&](double x) { return kLeft + (x - x0) / (x1 - x0) * (kWidth - kLeft - kRight); };
-  const auto py = [&](double y) { return kHeight - kBottom - (y - y0) / (y1 - y0) * (kHeight - kTop - kBottom); };
+  const auto py = [&](double y) {
+    return kHeight - kBottom - (y - y0) / (y1 - y0) * (kHeight - kTop - kBottom);
+  };
   std::string svg = fmt::format(
-      "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{0}\" height=\"{1}\" font-family=\"sans-serif\" font-size=\"12\">\n"
+      "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{0}\" height=\"{1}\" font-family=\"sans-serif\" "
+      "font-size=\"12\">\n"
       "<rect width=\"{0}\" height=\"{1}\" fill=\"white\"/>\n<text x=\"{2}\" y=\"24\" font-size=\"15\" "
       "text-anchor=\"middle\">{3}</text>\n",
       kWidth, kHeight, kWidth / 2, title);
   const double x_step = tick_step(x1 - x0, 8), y_step = tick_step(y1 - y0, 6);
   for (double x = std::ceil(x0 / x_step) * x_step; x <= x1; x += x_step)
-    svg += fmt::format("<text x=\"{:.1f}\" y=\"{:.1f}\" text-anchor=\"middle\">{:g}</text>\n", px(x), kHeight - kBottom + 18, x);
+    svg += fmt::format("<text x=\"{:.1f}\" y=\"{:.1f}\" text-anchor=\"middle\">{:g}</text>\n", px(x),
+                       kHeight - kBottom + 18, x);
   for (double y = std::ceil(y0 / y_step) * y_step; y <= y1; y += y_step)
-    svg += fmt::format("<line x1=\"{0}\" x2=\"{1}\" y1=\"{2:.1f}\" y2=\"{2:.1f}\" stroke=\"#ddd\"/>\n"
-                       "<text x=\"{3}\" y=\"{2:.1f}\" text-anchor=\"end\" dy=\"4\">{4:.4g}</text>\n",
-                       kLeft, kWidth - kRight, py(y), kLeft - 6, y);
+    svg += fmt::format(
+        "<line x1=\"{0}\" x2=\"{1}\" y1=\"{2:.1f}\" y2=\"{2:.1f}\" stroke=\"#ddd\"/>\n"
+        "<text x=\"{3}\" y=\"{2:.1f}\" text-anchor=\"end\" dy=\"4\">{4:.4g}</text>\n",
+        kLeft, kWidth - kRight, py(y), kLeft - 6, y);
   svg += "<polyline fill=\"none\" stroke=\"#1f5fa8\" stroke-width=\"1.5\" points=\"";
   for (const auto& [x, y] : points) svg += fmt::format("{:.1f},{:.1f} ", px(x), py(y));
-  svg += fmt::format("\"/>\n<text x=\"{}\" y=\"{}\" text-anchor=\"middle\">{}</text>\n"
-                     "<text transform=\"translate(16,{}) rotate(-90)\" text-anchor=\"middle\">{}</text>\n</svg>\n",
-                     kWidth / 2, kHeight - 12, x_label, kHeight / 2, y_label);
+  svg += fmt::format(
+      "\"/>\n<text x=\"{}\" y=\"{}\" text-anchor=\"middle\">{}</text>\n"
+      "<text transform=\"translate(16,{}) rotate(-90)\" text-anchor=\"middle\">{}</text>\n</svg>\n",
+      kWidth / 2, kHeight - 12, x_label, kHeight / 2, y_label);
   write_text_atomically(path, svg);
 }
 

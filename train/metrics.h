@@ -28,7 +28,9 @@ class MetricsLog {
   MetricsLog& operator=(const MetricsLog&) = delete;
 
   void write(const StepMetrics& metrics);
-  const std::vector<std::pair<double, double>>& losses() const { return losses_; }  // (step, loss) of all steps
+  const std::vector<std::pair<double, double>>& losses() const {
+    return losses_;
+  }  // (step, loss) of all steps
 
  private:
   std::FILE* file_;

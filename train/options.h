@@ -12,8 +12,8 @@ namespace sinklora {
 
 struct TrainOptions {
   // Model
-  std::filesystem::path model;           // Hugging Face directory; with `init` "random" only its config.json is read
-  std::string init = "checkpoint";       // checkpoint, random
+  std::filesystem::path model;  // Hugging Face directory; with `init` "random" only its config.json is read
+  std::string init = "checkpoint";  // checkpoint, random
   std::string rope_scaling = "auto";
   AttentionOptions attention;
   int64_t context = 8192;
@@ -22,41 +22,41 @@ struct TrainOptions {
   bool separate_documents = true;
   bool force_tokenizer = false;
   // What is trained
-  std::string trainable = "lora+";       // lora, lora+, full
+  std::string trainable = "lora+";  // lora, lora+, full
   int64_t lora_rank = 8;
   double lora_alpha = 16;
   std::vector<std::string> lora_targets{"q", "k", "v", "o"};
   // Optimizer
   double learning_rate = 2e-5, beta1 = 0.9, beta2 = 0.95, epsilon = 1e-8, weight_decay = 0, grad_clip = 1.0;
   int64_t warmup = 20;
-  std::string schedule = "constant";     // constant, cosine, linear
+  std::string schedule = "constant";  // constant, cosine, linear
   int64_t batch = 1, accumulate = 1;
-  int64_t steps = 0;                     // 0: from `epochs`
+  int64_t steps = 0;  // 0: from `epochs`
   double epochs = 1.0;
   int64_t seed = 0;
   bool shuffle = true;
-  std::string on_nonfinite = "stop";     // stop, skip
+  std::string on_nonfinite = "stop";  // stop, skip
   // Machine
   std::string device = "cpu", precision = "fp32", recompute = "auto";
   // Output
   std::filesystem::path out;
-  std::string resume = "auto";           // auto, never, or a checkpoint directory
-  bool quiet = false;                    // nothing on the console but errors
+  std::string resume = "auto";  // auto, never, or a checkpoint directory
+  bool quiet = false;           // nothing on the console but errors
   int64_t save_every = 500, keep_last = 3, eval_every = 0, log_every = 1;
-  std::string resolved_config;           // TOML of all options, written to OUT/run.toml
+  std::string resolved_config;  // TOML of all options, written to OUT/run.toml
 };
 
 // What the options mean for this model.
 struct TrainSetup {
-  LlamaConfig config;       // with the RoPE scaling in force
+  LlamaConfig config;  // with the RoPE scaling in force
   ModelOptions model;
   AttentionPattern pattern;
-  int64_t max_tokens = 0;   // of a micro-batch
+  int64_t max_tokens = 0;  // of a micro-batch
 };
 TrainSetup resolve(const TrainOptions& options);
 
-// The options that decide the numbers, as text: two runs with equal ones (and equal data) compute the same. Compared
-// field by field on resume.
+// The options that decide the numbers, as text: two runs with equal ones (and equal data) compute the same.
+// Compared field by field on resume.
 Json fingerprint(const TrainOptions& options, const std::string& data_hash);
 
 }  // namespace sinklora

@@ -4,7 +4,8 @@
 namespace sinklora {
 namespace {
 
-// Everything that is not in an arena: code, the libraries' buffers, the loader's batches and the head's logits chunk.
+// Everything that is not in an arena: code, the libraries' buffers, the loader's batches and the head's
+// logits chunk.
 constexpr int64_t kProcessBytes = int64_t{256} << 20;
 
 MemoryPlan lay_out(const TrainOptions& options, const TrainSetup& setup, Ops& ops, Recompute recompute) {

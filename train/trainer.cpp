@@ -53,8 +53,8 @@ std::string tokenizer_hash(const fs::path& model) {
 }
 
 std::unique_ptr<Dataset> open_data(const TrainOptions& options, const fs::path& path, int64_t vocab_size) {
-  return open_dataset(path, {options.context, vocab_size, options.separate_documents, tokenizer_hash(options.model),
-                             options.force_tokenizer});
+  return open_dataset(path, {options.context, vocab_size, options.separate_documents,
+                             tokenizer_hash(options.model), options.force_tokenizer});
 }
 
 void prepare_output(const TrainOptions& options) {
@@ -63,7 +63,8 @@ void prepare_output(const TrainOptions& options) {
   if (error) fail_usage("--out {}: cannot create: {}", options.out.string(), error.message());
   if (::access(options.out.c_str(), W_OK) != 0) fail_usage("--out {}: not writable", options.out.string());
   if (options.resume == "never" && fs::exists(options.out / "metrics.jsonl"))
-    fail_usage("--out {}: holds a run already and --resume is never; choose another directory", options.out.string());
+    fail_usage("--out {}: holds a run already and --resume is never; choose another directory",
+               options.out.string());
 }
 
 class Trainer {
@@ -73,12 +74,14 @@ class Trainer {
         setup_(resolve(options)),
         ops_(make_ops(options.device, options.precision)),
         data_(open_data(options, options.data, setup_.config.vocab_size)) {
-    if (!options.eval_data.empty()) eval_data_ = open_data(options, options.eval_data, setup_.config.vocab_size);
+    if (!options.eval_data.empty())
+      eval_data_ = open_data(options, options.eval_data, setup_.config.vocab_size);
     fingerprint_ = fingerprint(options, data_->hash());
     const int64_t samples_per_step = options.batch * options.accumulate;
-    steps_ = options.steps > 0 ? options.steps
-                               : static_cast<int64_t>(std::ceil(options.epochs * static_cast<double>(data_->size()) /
-                                                                static_cast<double>(samples_per_step)));
+    steps_ = options.steps > 0
+                 ? options.steps
+                 : static_cast<int64_t>(std::ceil(options.epochs * static_cast<double>(data_->size()) /
+                                                  static_cast<double>(samples_per_step)));
   }
 
   ExitCode run() {
@@ -86,8 +89,8 @@ class Trainer {
     resume();
     const SignalGuard signals;
     MetricsLog log(options_.out, state_.step);
-    Loader loader(*data_, {options_.batch, options_.accumulate, static_cast<uint64_t>(options_.seed), options_.shuffle, 0,
-                           1, state_.position});
+    Loader loader(*data_, {options_.batch, options_.accumulate, static_cast<uint64_t>(options_.seed),
+                           options_.shuffle, 0, 1, state_.position});
     int64_t saved_step = state_.step;
     started_ = std::chrono::steady_clock::now();
     first_step_ = state_.step;
@@ -101,12 +104,13 @@ class Trainer {
     if (saved_step != state_.step) save();
     write_plot(options_.out / "loss.svg", "training loss", "step", "loss (nats a token)", log.losses());
     if (stop_signal != 0) {
-      say("signal {}: saved step {}; run the same command again to go on\n", static_cast<int>(stop_signal), state_.step);
+      say("signal {}: saved step {}; run the same command again to go on\n", static_cast<int>(stop_signal),
+          state_.step);
       return ExitCode::preempted;
     }
     if (eval_data_) evaluate();
     say("done: {} and {}\n", (options_.out / step_directory_name(state_.step)).string(),
-               (options_.out / "loss.svg").string());
+        (options_.out / "loss.svg").string());
     return ExitCode::ok;
   }
 
@@ -122,26 +126,31 @@ class Trainer {
   void build_model() {
     const MemoryPlan plan = plan_memory(options_);
     if (!plan.fits())
-      fail(ExitCode::does_not_fit, "this run needs {}, {} are available; `sinklora plan` with the same options says where it goes",
+      fail(ExitCode::does_not_fit,
+           "this run needs {}, {} are available; `sinklora plan` with the same options says where it goes",
            format_bytes(static_cast<double>(plan.total)), format_bytes(static_cast<double>(plan.available)));
-    model_ = std::make_unique<Llama>(*ops_, setup_.config, setup_.model,
-                                     PassOptions{setup_.max_tokens, setup_.max_tokens, options_.context, true, plan.recompute});
+    model_ = std::make_unique<Llama>(
+        *ops_, setup_.config, setup_.model,
+        PassOptions{setup_.max_tokens, setup_.max_tokens, options_.context, true, plan.recompute});
     model_->allocate();
     const auto seed = static_cast<uint64_t>(options_.seed);
-    if (options_.init == "random") model_->weights().initialize(*ops_, seed);
-    else model_->weights().load(*ops_, ModelDirectory(options_.model));
+    if (options_.init == "random")
+      model_->weights().initialize(*ops_, seed);
+    else
+      model_->weights().load(*ops_, ModelDirectory(options_.model));
     model_->weights().initialize_adapters(*ops_, seed);
-    say("model      {} ({} layers, hidden {}, {} heads / {} KV heads of {}), RoPE {}\n", options_.model.string(),
-               setup_.config.num_layers, setup_.config.hidden_size, setup_.config.num_heads, setup_.config.num_kv_heads,
-               setup_.config.head_dim, describe(setup_.config.rope));
+    say("model      {} ({} layers, hidden {}, {} heads / {} KV heads of {}), RoPE {}\n",
+        options_.model.string(), setup_.config.num_layers, setup_.config.hidden_size, setup_.config.num_heads,
+        setup_.config.num_kv_heads, setup_.config.head_dim, describe(setup_.config.rope));
     say("attention  {}\n", describe(options_.attention, setup_.pattern, setup_.config.num_heads));
     say("training   {}: {} parameters\n", options_.trainable,
-               format_count(static_cast<double>(model_->weights().trained_elements())));
+        format_count(static_cast<double>(model_->weights().trained_elements())));
     say("data       {}\n", data_->describe());
     say("steps      {} of {} x {} samples ({:.2f} epochs)\n", steps_, options_.accumulate, options_.batch,
-               static_cast<double>(steps_ * options_.accumulate * options_.batch) / static_cast<double>(data_->size()));
-    say("memory     {} in arenas and libraries, recompute {}\n\n", format_bytes(static_cast<double>(plan.total)),
-               name_of(plan.recompute));
+        static_cast<double>(steps_ * options_.accumulate * options_.batch) /
+            static_cast<double>(data_->size()));
+    say("memory     {} in arenas and libraries, recompute {}\n\n",
+        format_bytes(static_cast<double>(plan.total)), name_of(plan.recompute));
   }
 
   void resume() {
@@ -156,7 +165,8 @@ class Trainer {
       state_ = load_checkpoint(*checkpoint, *ops_, model_->weights(), setup_.config, fingerprint_);
       say("resuming   {} at step {}\n", checkpoint->string(), state_.step);
     }
-    if (!options_.resolved_config.empty()) write_text_atomically(options_.out / "run.toml", options_.resolved_config);
+    if (!options_.resolved_config.empty())
+      write_text_atomically(options_.out / "run.toml", options_.resolved_config);
   }
 
   StepMetrics step(Loader& loader) {
@@ -168,7 +178,8 @@ class Trainer {
     StepMetrics metrics;
     metrics.step = state_.step + 1;
     metrics.epoch = loader.epoch();
-    metrics.learning_rate = learning_rate(options_.schedule, options_.learning_rate, metrics.step, options_.warmup, steps_);
+    metrics.learning_rate =
+        learning_rate(options_.schedule, options_.learning_rate, metrics.step, options_.warmup, steps_);
     if (scored > 0) {
       model_->zero_gradients();
       double sum = 0;
@@ -195,20 +206,21 @@ class Trainer {
       std::string samples;
       for (const Batch& batch : batches)
         for (const int64_t id : batch.sample_ids) samples += fmt::format(" {}", id);
-      const std::string what = fmt::format("step {}: loss {}, gradient norm {}; samples{}", metrics.step, metrics.loss,
-                                           metrics.grad_norm, samples);
+      const std::string what = fmt::format("step {}: loss {}, gradient norm {}; samples{}", metrics.step,
+                                           metrics.loss, metrics.grad_norm, samples);
       if (options_.on_nonfinite == "stop" || ++skips_ >= kMostSkips)
-        fail(ExitCode::non_finite, "{}. Nothing was updated; lower --lr, look at these samples, or use --on-nonfinite skip",
-             what);
+        fail(ExitCode::non_finite,
+             "{}. Nothing was updated; lower --lr, look at these samples, or use --on-nonfinite skip", what);
       fmt::print(stderr, "{}: skipped\n", what);
       return false;
     }
     skips_ = 0;
     // As torch's clip_grad_norm_ has it, its small constant included.
-    const double clip = options_.grad_clip > 0 ? std::min(1.0, options_.grad_clip / (metrics.grad_norm + 1e-6)) : 1.0;
+    const double clip =
+        options_.grad_clip > 0 ? std::min(1.0, options_.grad_clip / (metrics.grad_norm + 1e-6)) : 1.0;
     update_parameters(*ops_, model_->weights(),
-                      {metrics.learning_rate, options_.beta1, options_.beta2, options_.epsilon, options_.weight_decay,
-                       metrics.step, clip});
+                      {metrics.learning_rate, options_.beta1, options_.beta2, options_.epsilon,
+                       options_.weight_decay, metrics.step, clip});
     return true;
   }
 
@@ -222,7 +234,7 @@ class Trainer {
     const Perplexity result =
         perplexity_blocks(*model_, *eval_data_, AttentionPattern{}, options_.batch, false);
     say("eval  step {} | blocks, full attention, context {} | nll {:.5f} | ppl {:.3f}\n", state_.step,
-               options_.context, result.nll, result.ppl);
+        options_.context, result.nll, result.ppl);
   }
 
   void save() { save_checkpoint(options_, *ops_, model_->weights(), setup_.config, state_, fingerprint_); }

@@ -5,8 +5,9 @@
 
 namespace sinklora {
 
-// Runs a fine-tune (or a pretraining) to its last step and leaves OUT with checkpoints, metrics.jsonl and loss.svg.
-// Returns ExitCode::ok, or ExitCode::preempted when a signal (TERM, INT, USR1) made it save and stop.
+// Runs a fine-tune (or a pretraining) to its last step and leaves OUT with checkpoints, metrics.jsonl and
+// loss.svg. Returns ExitCode::ok, or ExitCode::preempted when a signal (TERM, INT, USR1) made it save and
+// stop.
 ExitCode train(const TrainOptions& options);
 
 // One line of the memory table of a run.

@@ -18,9 +18,11 @@ using namespace sinklora;
 using sinklora::test::TemporaryDirectory;
 
 TEST_CASE("philox equals the published test vectors of Philox4x32-10") {
-  CHECK(philox({0, 0, 0, 0}, {0, 0}) == std::array<uint32_t, 4>{0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8});
+  CHECK(philox({0, 0, 0, 0}, {0, 0}) ==
+        std::array<uint32_t, 4>{0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8});
   const uint32_t f = 0xffffffff;
-  CHECK(philox({f, f, f, f}, {f, f}) == std::array<uint32_t, 4>{0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd});
+  CHECK(philox({f, f, f, f}, {f, f}) ==
+        std::array<uint32_t, 4>{0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd});
 }
 
 TEST_CASE("normal numbers have mean 0 and variance 1, and streams differ") {
@@ -93,12 +95,14 @@ TEST_CASE("every half and bfloat16 survives the way through float") {
     if (const float value = half_to_float(half); !std::isnan(value)) REQUIRE(float_to_half(value) == half);
     BFloat16 brain;
     brain.bits = half;
-    if (const auto value = static_cast<float>(brain); !std::isnan(value)) REQUIRE(BFloat16(value).bits == half);
-    else REQUIRE(std::isnan(static_cast<float>(BFloat16(value))));
+    if (const auto value = static_cast<float>(brain); !std::isnan(value))
+      REQUIRE(BFloat16(value).bits == half);
+    else
+      REQUIRE(std::isnan(static_cast<float>(BFloat16(value))));
   }
   CHECK(float_to_half(65520.0f) == 0x7c00);  // halfway to 65536 rounds to infinity
   CHECK(float_to_half(65519.0f) == 0x7bff);
-  CHECK(BFloat16(1.00390625f).bits == 0x3f80);   // a tie goes to even
+  CHECK(BFloat16(1.00390625f).bits == 0x3f80);  // a tie goes to even
   CHECK(BFloat16(1.01171875f).bits == 0x3f82);
 }
 

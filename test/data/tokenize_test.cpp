@@ -176,7 +176,8 @@ TEST_CASE("chats: the assistant's turns are scored") {
   const EncodeOptions chat{"chat", "llama2", false, false, 1000};
   CHECK(shown(encode(R"({"messages":[{"role":"system","content":"s"},{"role":"user","content":"u"},
     {"role":"assistant","content":"v"},{"role":"user","content":"w"},{"role":"assistant","content":"x"}]})",
-                     chat)) == "<s>[INST] <<SYS>>\ns\n<</SYS>>\n\nu [/INST]V</S><s>[INST] w [/INST]X</S>");
+                     chat)) ==
+        "<s>[INST] <<SYS>>\ns\n<</SYS>>\n\nu [/INST] V </S><s>[INST] w [/INST] X </S>");
   CHECK_THROWS_WITH_AS(encode(R"({"messages":[{"role":"assistant","content":"x"}]})", chat),
                        doctest::Contains("record 3"), Error);
 }

@@ -29,7 +29,9 @@ Batch golden_batch(const fs::path& folder) {
   std::vector<int64_t> ids;
   const Json json = read_json(folder / "batch.json");
   for (const Json& sequence : json.at("sequences")) {
-    samples.push_back({sequence.at("ids").get<std::vector<int32_t>>(), sequence.at("targets").get<std::vector<int32_t>>(), {0}});
+    samples.push_back({sequence.at("ids").get<std::vector<int32_t>>(),
+                       sequence.at("targets").get<std::vector<int32_t>>(),
+                       {0}});
     ids.push_back(static_cast<int64_t>(ids.size()));
   }
   return make_batch(samples, ids);
@@ -46,7 +48,8 @@ AttentionPattern golden_pattern(const Json& expected, const std::string& kind) {
 }
 
 struct GoldenModel {
-  GoldenModel(const fs::path& folder, const std::string& name, DType compute, int64_t tokens) : ops(make_cpu_ops(compute)) {
+  GoldenModel(const fs::path& folder, const std::string& name, DType compute, int64_t tokens)
+      : ops(make_cpu_ops(compute)) {
     const ModelDirectory directory(folder / "base");
     Adapter adapter;
     ModelOptions options;
@@ -98,8 +101,8 @@ void check_case(const fs::path& folder, const Json& expected, const Json& golden
   REQUIRE(batch.scored_tokens == scored);
   GoldenModel model(folder, name, compute, batch.tokens());
   const AttentionPattern pattern = golden_pattern(expected, kind);
-  const double loss =
-      model.llama->accumulate_gradients(batch, pattern, 1.0 / static_cast<double>(scored)) / static_cast<double>(scored);
+  const double loss = model.llama->accumulate_gradients(batch, pattern, 1.0 / static_cast<double>(scored)) /
+                      static_cast<double>(scored);
   const double loss_golden = golden.at("loss");
   // Angles and adapters were rounded to f32 on the way in, in both programs alike.
   CHECK(std::fabs(loss - loss_golden) <= (compute == DType::f64 ? 1e-9 : 1e-6) * loss_golden);
@@ -141,8 +144,9 @@ TEST_CASE("three AdamW steps follow those of torch, with and without weight deca
       CHECK(norm == doctest::Approx(norms[step]).epsilon(1e-8));
       const double clip = run.value("clip", 1.0);
       update_parameters(*model.ops, model.llama->weights(),
-                        {run.at("learning_rate"), run.value("beta1", 0.9), run.value("beta2", 0.95), run.value("epsilon", 1e-8),
-                         run.at("weight_decay"), static_cast<int64_t>(step) + 1, std::min(1.0, clip / (norm + 1e-6))});
+                        {run.at("learning_rate"), run.value("beta1", 0.9), run.value("beta2", 0.95),
+                         run.value("epsilon", 1e-8), run.at("weight_decay"), static_cast<int64_t>(step) + 1,
+                         std::min(1.0, clip / (norm + 1e-6))});
     }
     double sum = 0;
     for (const double x : model.llama->nll(batch, pattern)) sum += x;
@@ -153,7 +157,8 @@ TEST_CASE("three AdamW steps follow those of torch, with and without weight deca
       const std::vector<double> theirs = read_f64(golden_parameters, parameter.name);
       const auto ours = download_numbers<double>(*model.ops, parameter.weight.master);
       double difference = 0;
-      for (size_t i = 0; i < ours.size(); ++i) difference = std::max(difference, std::fabs(ours[i] - theirs[i]));
+      for (size_t i = 0; i < ours.size(); ++i)
+        difference = std::max(difference, std::fabs(ours[i] - theirs[i]));
       CAPTURE(parameter.name);
       CHECK(difference < 1e-7);
     }

@@ -10,9 +10,10 @@ using namespace sinklora::test;
 
 namespace {
 
-// Largest error of the gradients of `model` against central differences of its loss, over some elements of every
-// trained parameter, relative to the larger of the element and the parameter's root mean square.
-double gradient_error(ToyModel& model, const Batch& batch, const AttentionPattern& pattern, std::string* worst) {
+// Largest error of the gradients of `model` against central differences of its loss, over some elements of
+// every trained parameter, relative to the larger of the element and the parameter's root mean square.
+double gradient_error(ToyModel& model, const Batch& batch, const AttentionPattern& pattern,
+                      std::string* worst) {
   constexpr double kStep = 1e-5;  // truncation ~1e-10, cancellation ~1e-16 * loss / step ~ 1e-9
   Llama& llama = model.llama;
   llama.zero_gradients();
@@ -58,8 +59,8 @@ TEST_CASE("central differences agree with every gradient of a two-layer model, a
   const Batch batch = toy_batch({23, 14}, config.vocab_size, 1);
   for (const AttentionOptions& attention : all_patterns()) {
     CAPTURE(attention.kind);
-    ToyModel model(DType::f64, config, lora_plus(config, {"q", "k", "v", "o", "gate", "up", "down"}), batch.tokens(),
-                   Recompute::cheap);
+    ToyModel model(DType::f64, config, lora_plus(config, {"q", "k", "v", "o", "gate", "up", "down"}),
+                   batch.tokens(), Recompute::cheap);
     std::string worst;
     CHECK(gradient_error(model, batch, make_pattern(attention, 23, config.num_heads), &worst) < 1e-6);
     CAPTURE(worst);
@@ -112,11 +113,14 @@ TEST_CASE("sequences of a batch do not see each other") {
     const std::vector<double> all = model.llama.nll(together, pattern);
     for (size_t s = 0; s + 1 < together.offsets.size(); ++s) {
       const auto begin = together.offsets[s], end = together.offsets[s + 1];
-      const auto cut = [&](const std::vector<int32_t>& from) { return std::vector<int32_t>(from.begin() + begin, from.begin() + end); };
+      const auto cut = [&](const std::vector<int32_t>& from) {
+        return std::vector<int32_t>(from.begin() + begin, from.begin() + end);
+      };
       const Batch alone = make_batch({{cut(together.ids), cut(together.targets), {0}}}, {0});
       const std::vector<double> own = model.llama.nll(alone, pattern);
       for (int64_t t = begin; t < end; ++t)
-        CHECK(own[static_cast<size_t>(t - begin)] == doctest::Approx(all[static_cast<size_t>(t)]).epsilon(1e-12));
+        CHECK(own[static_cast<size_t>(t - begin)] ==
+              doctest::Approx(all[static_cast<size_t>(t)]).epsilon(1e-12));
     }
   }
 }
@@ -133,8 +137,11 @@ TEST_CASE("micro-batches of unequal scored counts add up to the gradient of the 
   ToyModel parts(DType::f64, config, options, whole.tokens(), Recompute::none);
   for (size_t s = 0; s + 1 < whole.offsets.size(); ++s) {
     const auto begin = whole.offsets[s], end = whole.offsets[s + 1];
-    const auto cut = [&](const std::vector<int32_t>& from) { return std::vector<int32_t>(from.begin() + begin, from.begin() + end); };
-    parts.llama.accumulate_gradients(make_batch({{cut(whole.ids), cut(whole.targets), {0}}}, {0}), pattern, scale);
+    const auto cut = [&](const std::vector<int32_t>& from) {
+      return std::vector<int32_t>(from.begin() + begin, from.begin() + end);
+    };
+    parts.llama.accumulate_gradients(make_batch({{cut(whole.ids), cut(whole.targets), {0}}}, {0}), pattern,
+                                     scale);
   }
   for (size_t i = 0; i < once.llama.weights().parameters.size(); ++i) {
     const Parameter& a = once.llama.weights().parameters[i];

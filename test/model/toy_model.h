@@ -32,9 +32,11 @@ inline Batch toy_batch(const std::vector<int64_t>& lengths, int64_t vocab, uint6
   for (const int64_t length : lengths) {
     Sample sample;
     sample.document_starts = {0};
-    for (int64_t t = 0; t < length; ++t) sample.ids.push_back(static_cast<int32_t>(random.below(n++, static_cast<uint64_t>(vocab))));
     for (int64_t t = 0; t < length; ++t)
-      sample.targets.push_back(t + 1 < length && random.below(n++, 5) > 0 ? sample.ids[static_cast<size_t>(t) + 1] : kNotScored);
+      sample.ids.push_back(static_cast<int32_t>(random.below(n++, static_cast<uint64_t>(vocab))));
+    for (int64_t t = 0; t < length; ++t)
+      sample.targets.push_back(
+          t + 1 < length && random.below(n++, 5) > 0 ? sample.ids[static_cast<size_t>(t) + 1] : kNotScored);
     samples.push_back(sample);
     ids.push_back(static_cast<int64_t>(ids.size()));
   }
@@ -50,7 +52,8 @@ inline ModelOptions lora_plus(const LlamaConfig& config, const std::vector<std::
 
 // A model of random weights, adapters' B included, in memory.
 struct ToyModel {
-  ToyModel(DType compute, const LlamaConfig& config, const ModelOptions& model, int64_t tokens, Recompute recompute)
+  ToyModel(DType compute, const LlamaConfig& config, const ModelOptions& model, int64_t tokens,
+           Recompute recompute)
       : ops(make_cpu_ops(compute)),
         llama(*ops, config, with_precision(model, compute), {tokens, tokens, tokens, true, recompute}) {
     llama.allocate();

@@ -13,7 +13,8 @@ TEST_CASE("metrics survive a torn last line and drop what comes after the resume
   const TemporaryDirectory folder;
   {
     MetricsLog log(folder.path(), 0);
-    for (int64_t step = 1; step <= 5; ++step) log.write({.step = step, .loss = 1.0 / static_cast<double>(step)});
+    for (int64_t step = 1; step <= 5; ++step)
+      log.write({.step = step, .loss = 1.0 / static_cast<double>(step)});
   }
   std::ofstream(folder / "metrics.jsonl", std::ios::app) << "{\"step\": 6, \"lo";
   {

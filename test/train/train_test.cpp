@@ -22,10 +22,18 @@ constexpr int64_t kContext = 24, kVocab = 67;
 // A model directory that holds only a config, and a token stream with repeated phrases to learn.
 void write_inputs(const TemporaryDirectory& folder) {
   std::filesystem::create_directory(folder / "model");
-  const Json config{{"architectures", {"LlamaForCausalLM"}}, {"model_type", "llama"}, {"vocab_size", kVocab},
-                    {"hidden_size", 32}, {"intermediate_size", 48}, {"num_hidden_layers", 2},
-                    {"num_attention_heads", 4}, {"num_key_value_heads", 2}, {"max_position_embeddings", kContext},
-                    {"rms_norm_eps", 1e-6}, {"hidden_act", "silu"}, {"torch_dtype", "float32"}};
+  const Json config{{"architectures", {"LlamaForCausalLM"}},
+                    {"model_type", "llama"},
+                    {"vocab_size", kVocab},
+                    {"hidden_size", 32},
+                    {"intermediate_size", 48},
+                    {"num_hidden_layers", 2},
+                    {"num_attention_heads", 4},
+                    {"num_key_value_heads", 2},
+                    {"max_position_embeddings", kContext},
+                    {"rms_norm_eps", 1e-6},
+                    {"hidden_act", "silu"},
+                    {"torch_dtype", "float32"}};
   std::ofstream(folder / "model/config.json") << config.dump();
   std::ofstream data(folder / "data.bin", std::ios::binary);
   const RandomStream random(1, "data");
@@ -159,7 +167,8 @@ TEST_CASE("resuming with other options names the one that differs") {
   CHECK_THROWS_WITH_AS(train(o), doctest::Contains("holds a run already"), Error);
 }
 
-TEST_CASE("only the newest checkpoints are kept, and a stale higher one of another run is not taken for ours") {
+TEST_CASE(
+    "only the newest checkpoints are kept, and a stale higher one of another run is not taken for ours") {
   const TemporaryDirectory folder;
   write_inputs(folder);
   TrainOptions o = base_options(folder, "run");
@@ -188,7 +197,8 @@ TEST_CASE("a non-finite gradient stops the run before anything is updated, or is
     const SafetensorsFile file(checkpoint / "model.safetensors");
     std::fstream raw(checkpoint / "model.safetensors", std::ios::in | std::ios::out | std::ios::binary);
     raw.seekp(file.find("model.norm.weight")->offset);
-    raw.write(reinterpret_cast<const char*>(numbers.data()), static_cast<std::streamsize>(numbers.size() * 4));
+    raw.write(reinterpret_cast<const char*>(numbers.data()),
+              static_cast<std::streamsize>(numbers.size() * 4));
   }
   TrainOptions poisoned = base_options(folder, "poisoned");
   poisoned.init = "checkpoint";
@@ -198,7 +208,8 @@ TEST_CASE("a non-finite gradient stops the run before anything is updated, or is
   try {
     train(poisoned);
   } catch (const Error& error) {
-    stopped = error.code == ExitCode::non_finite && std::string(error.what()).find("samples") != std::string::npos;
+    stopped =
+        error.code == ExitCode::non_finite && std::string(error.what()).find("samples") != std::string::npos;
   }
   CHECK(stopped);
   CHECK(!newest_checkpoint(poisoned.out));

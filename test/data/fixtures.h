@@ -28,10 +28,15 @@ class PairTokenizer : public Tokenizer {
     kind = "pair";
     sha256 = std::string(64, 'c');
   }
-  std::vector<int32_t> encode(std::string_view text, bool = false) const override {
+  std::vector<int32_t> encode(std::string_view text, bool parse_special = false) const override {
     if (calls_left_-- <= 0) throw std::runtime_error("as if killed");
     std::vector<int32_t> ids;
     for (size_t i = 0; i < text.size(); ++i) {
+      if (parse_special && (text.substr(i).starts_with("<s>") || text.substr(i).starts_with("</s>"))) {
+        ids.push_back(text[i + 1] == 's' ? bos_id : eos_id);
+        i = text.find('>', i);
+        continue;
+      }
       const int32_t letter = static_cast<unsigned char>(text[i]);
       const bool pair = i + 1 < text.size() && text[i + 1] == text[i];
       ids.push_back(pair ? 256 + letter : letter);
@@ -46,7 +51,9 @@ class PairTokenizer : public Tokenizer {
     return text;
   }
   int32_t id_of(std::string_view) const override { return -1; }
-  std::string piece(int32_t id) const override { return decode(std::span(&id, 1)); }
+  std::string piece(int32_t id) const override {
+    return id == bos_id ? "<s>" : id == eos_id ? "</s>" : decode(std::span(&id, 1));
+  }
 
  private:
   mutable std::atomic<int64_t> calls_left_;

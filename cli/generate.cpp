@@ -19,7 +19,7 @@ struct GenerateCommand {
   InferenceOptions inference;
   GenerateOptions generate;
   std::string prompt, json;
-  std::filesystem::path prompt_file, tokenizer;
+  std::filesystem::path prompt_file, tokenizer, logits;
   int64_t seed = 0;
 };
 
@@ -32,6 +32,17 @@ size_t unfinished_bytes(const std::string& text) {
     return length > back ? back : 0;
   }
   return 0;
+}
+
+// The logits after every token of the prompt, to compare with other programs.
+void write_logits(const GenerateCommand& c, Llama& model, const std::vector<int32_t>& ids) {
+  const auto tokens = static_cast<int64_t>(ids.size());
+  const Batch batch = make_batch({{ids, std::vector<int32_t>(ids.size(), kNotScored), {0}}}, {0});
+  const std::vector<float> logits = model.logits(batch, AttentionPattern{}, 0, tokens);
+  const auto ids_bytes = std::as_bytes(std::span(ids)), bytes = std::as_bytes(std::span(logits));
+  write_safetensors(
+      c.logits, {{"ids", DType::i32, {tokens}, {ids_bytes.begin(), ids_bytes.end()}},
+                 {"logits", DType::f32, {tokens, model.config().vocab_size}, {bytes.begin(), bytes.end()}}});
 }
 
 void run(GenerateCommand& c) {
@@ -47,6 +58,8 @@ void run(GenerateCommand& c) {
   const LoadedModel loaded = load_for_inference(c.inference);
   c.generate.stop_ids = loaded.llama->config().eos_ids;
   c.generate.seed = static_cast<uint64_t>(c.seed);
+
+  if (!c.logits.empty()) write_logits(c, *loaded.llama, ids);
 
   std::vector<int32_t> reply;
   size_t printed = 0;
@@ -88,6 +101,9 @@ void add_generate(CLI::App& app) {
   add_number(*verb, "--temperature", command->generate.temperature, "0: always the likeliest token", 0, 100);
   add_count(*verb, "--seed", command->seed, "of the sampling");
   verb->add_option("--json", command->json, "write reply and timing as JSON to FILE, - for standard output")
+      ->type_name("FILE");
+  verb->add_option("--logits", command->logits,
+                   "write the prompt's ids and the logits after each as safetensors to FILE")
       ->type_name("FILE");
   verb->footer("Example:\n  sinklora generate --model smollm2 --prompt \"The sea was\" --max-new-tokens 50");
   verb->callback([command] { run(*command); });

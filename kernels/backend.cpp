@@ -8,7 +8,8 @@
 namespace sinklora {
 
 std::unique_ptr<Ops> make_ops(const std::string& device, const std::string& precision) {
-  if (precision != "fp32" && precision != "bf16") fail_usage("--precision {}: choose bf16 or fp32", precision);
+  if (precision != "fp32" && precision != "bf16")
+    fail_usage("--precision {}: choose bf16 or fp32", precision);
   if (device == "cpu") return make_cpu_ops(DType::f32);
   if (device == "cuda") return make_cuda_ops(frozen_dtype(precision));
   fail_usage("--device {}: choose cpu or cuda", device);

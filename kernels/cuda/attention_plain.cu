@@ -1,8 +1,8 @@
-// Attention, one warp for each query and head (forward, d_q) or each key and KV head (d_k, d_v); the lanes share
-// head_dim. q, out [T, Hq D], k, v [T, Hkv D] in f32 or bf16, lse [Hq, T] in f32; sums in f32.
-// FLOPs per visible pair and head: 4 D forward, 14 D backward (scores twice). Keys are read from the caches once per
-// query: no tiles, no tensor cores, so the speed is a small part of what the chip can do.
-// Launch: 4 warps a block, the heads of a token side by side.
+// Attention, one warp for each query and head (forward, d_q) or each key and KV head (d_k, d_v); the lanes
+// share head_dim. q, out [T, Hq D], k, v [T, Hkv D] in f32 or bf16, lse [Hq, T] in f32; sums in f32. FLOPs
+// per visible pair and head: 4 D forward, 14 D backward (scores twice). Keys are read from the caches once
+// per query: no tiles, no tensor cores, so the speed is a small part of what the chip can do. Launch: 4 warps
+// a block, the heads of a token side by side.
 #include "kernels/cuda/attention_plain.h"
 
 #include "kernels/cuda/device.cuh"
@@ -19,7 +19,9 @@ struct Rows {
   int64_t stride;
 };
 template <class T>
-Rows<T> rows_of(const Tensor& t) { return {t.as<T>(), t.row_stride}; }
+Rows<T> rows_of(const Tensor& t) {
+  return {t.as<T>(), t.row_stride};
+}
 
 template <class T>
 struct Arguments {
@@ -48,12 +50,13 @@ __device__ __forceinline__ HeadRow load_head(Rows<const T> from, int64_t token, 
   return row;
 }
 template <class T>
-__device__ __forceinline__ void store_head(Rows<T> to, int64_t token, int64_t head, int head_dim, const HeadRow& row,
-                                           float factor) {
+__device__ __forceinline__ void store_head(Rows<T> to, int64_t token, int64_t head, int head_dim,
+                                           const HeadRow& row, float factor) {
 #pragma unroll
   for (int i = 0; i < kMostEach; ++i) {
     const int d = static_cast<int>(threadIdx.x) + i * kWarp;
-    if (d < head_dim) to.data[token * to.stride + head * head_dim + d] = from_float<T>(row.values[i] * factor);
+    if (d < head_dim)
+      to.data[token * to.stride + head * head_dim + d] = from_float<T>(row.values[i] * factor);
   }
 }
 __device__ __forceinline__ float dot(const HeadRow& a, const HeadRow& b) {
@@ -155,7 +158,8 @@ __global__ void backward_key_kernel(Arguments<T> a) {
     const RangePair queries = query_ranges(a.pattern, head, work.token - sequence.begin, sequence.length);
     for (const Range range : {queries.first, queries.second}) {
       for (int64_t i = sequence.begin + range.begin; i < sequence.begin + range.end; ++i) {
-        const HeadRow q = load_head(a.q, i, head, a.head_dim), d_out = load_head(a.d_out, i, head, a.head_dim);
+        const HeadRow q = load_head(a.q, i, head, a.head_dim),
+                      d_out = load_head(a.d_out, i, head, a.head_dim);
         const float delta = dot(d_out, load_head(a.out, i, head, a.head_dim));
         const float p = expf(dot(q, k) * a.scale - a.lse.data[head * a.lse.stride + i]);
         add(d_v, p, d_out);
@@ -168,8 +172,9 @@ __global__ void backward_key_kernel(Arguments<T> a) {
 }
 
 template <class T>
-Arguments<T> arguments(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out, const Tensor& lse,
-                       const SequenceView& sequences, const AttentionPattern& pattern, int64_t head_dim) {
+Arguments<T> arguments(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out,
+                       const Tensor& lse, const SequenceView& sequences, const AttentionPattern& pattern,
+                       int64_t head_dim) {
   if (head_dim < 1 || head_dim > int64_t{kMostEach} * kWarp)
     fail_internal("plain attention with head_dim {}; the kernel takes up to {}", head_dim, kMostEach * kWarp);
   Arguments<T> a{};
@@ -189,9 +194,9 @@ unsigned blocks_of(int64_t items) { return blocks_for((items + kWarps - 1) / kWa
 
 }  // namespace
 
-void plain_attention_forward(const Tensor& out, const Tensor& lse, const Tensor& q, const Tensor& k, const Tensor& v,
-                             const SequenceView& sequences, const AttentionPattern& pattern, int64_t head_dim,
-                             cudaStream_t stream) {
+void plain_attention_forward(const Tensor& out, const Tensor& lse, const Tensor& q, const Tensor& k,
+                             const Tensor& v, const SequenceView& sequences, const AttentionPattern& pattern,
+                             int64_t head_dim, cudaStream_t stream) {
   if (q.rows() == 0) return;
   with_type(q.dtype, [&]<class T>(T) {
     const Arguments<T> a = arguments<T>(q, k, v, out, lse, sequences, pattern, head_dim);
@@ -201,9 +206,9 @@ void plain_attention_forward(const Tensor& out, const Tensor& lse, const Tensor&
 }
 
 void plain_attention_backward(const Tensor& d_q, const Tensor& d_k, const Tensor& d_v, const Tensor& d_out,
-                              const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out, const Tensor& lse,
-                              const SequenceView& sequences, const AttentionPattern& pattern, int64_t head_dim,
-                              cudaStream_t stream) {
+                              const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out,
+                              const Tensor& lse, const SequenceView& sequences,
+                              const AttentionPattern& pattern, int64_t head_dim, cudaStream_t stream) {
   if (q.rows() == 0) return;
   with_type(q.dtype, [&]<class T>(T) {
     Arguments<T> a = arguments<T>(q, k, v, out, lse, sequences, pattern, head_dim);

@@ -10,7 +10,8 @@ namespace sinklora::cuda {
 
 inline void check(cudaError_t code, const char* statement) {
   if (code != cudaSuccess)
-    fail(ExitCode::internal, "CUDA: {} failed: {} ({})", statement, cudaGetErrorString(code), cudaGetErrorName(code));
+    fail(ExitCode::internal, "CUDA: {} failed: {} ({})", statement, cudaGetErrorString(code),
+         cudaGetErrorName(code));
 }
 inline void check(cublasStatus_t code, const char* statement) {
   if (code != CUBLAS_STATUS_SUCCESS)

@@ -19,8 +19,8 @@ __device__ To convert(From x) {
 }
 
 template <class To, class From>
-__global__ void conversion_kernel(To* to, const From* from, int64_t columns, int64_t to_stride, int64_t from_stride,
-                                  int64_t blocks_per_row) {
+__global__ void conversion_kernel(To* to, const From* from, int64_t columns, int64_t to_stride,
+                                  int64_t from_stride, int64_t blocks_per_row) {
   const int64_t row = static_cast<int64_t>(blockIdx.x) / blocks_per_row;
   const int64_t first = static_cast<int64_t>(blockIdx.x) % blocks_per_row * (kThreads * kEach) + threadIdx.x;
   for (int64_t i = 0, c = first; i < kEach && c < columns; ++i, c += kThreads)
@@ -30,11 +30,16 @@ __global__ void conversion_kernel(To* to, const From* from, int64_t columns, int
 template <class Work>
 void with_float_type(DType type, Work&& work) {
   switch (type) {
-    case DType::f64: return work(double{});
-    case DType::f32: return work(float{});
-    case DType::bf16: return work(bf16{});
-    case DType::f16: return work(__half{});
-    default: fail_internal("{} numbers are not converted", name_of(type));
+    case DType::f64:
+      return work(double{});
+    case DType::f32:
+      return work(float{});
+    case DType::bf16:
+      return work(bf16{});
+    case DType::f16:
+      return work(__half{});
+    default:
+      fail_internal("{} numbers are not converted", name_of(type));
   }
 }
 

@@ -21,9 +21,10 @@ void* allocate_device(int64_t bytes) {
   static_cast<void>(cudaGetLastError());  // this error is handled
   size_t free = 0, total = 0;
   SINKLORA_CUDA(cudaMemGetInfo(&free, &total));
-  fail(ExitCode::does_not_fit,
-       "{} bytes of GPU memory were asked for, {} of {} are free: take a shorter context or --recompute block", bytes,
-       free, total);
+  fail(
+      ExitCode::does_not_fit,
+      "{} bytes of GPU memory were asked for, {} of {} are free: take a shorter context or --recompute block",
+      bytes, free, total);
 }
 
 PinnedMemory allocate_pinned(int64_t bytes) {
@@ -42,7 +43,8 @@ void Workspace::reserve(int64_t bytes) {
 }
 
 void* Workspace::take(int64_t bytes) {
-  if (used_ + bytes > capacity_) fail_internal("{} bytes of scratch memory beyond the {} reserved", bytes, capacity_);
+  if (used_ + bytes > capacity_)
+    fail_internal("{} bytes of scratch memory beyond the {} reserved", bytes, capacity_);
   void* const piece = static_cast<char*>(memory_.get()) + used_;
   used_ += aligned(bytes);
   return piece;
@@ -55,14 +57,15 @@ Tensor Workspace::take(DType dtype, int64_t rows, int64_t columns) {
 void expect(const Tensor& tensor, std::string_view name, DType dtype, int64_t rows, int64_t columns) {
   if (tensor.device != Device::cuda || tensor.dtype != dtype || tensor.rows() != rows ||
       tensor.row_size() != columns || (!tensor.data && rows * columns > 0))
-    fail_internal("{} is {}{}, wanted {} [{}, {}] on the GPU", name, describe(tensor), tensor.data ? "" : " nowhere",
-                  name_of(dtype), rows, columns);
+    fail_internal("{} is {}{}, wanted {} [{}, {}] on the GPU", name, describe(tensor),
+                  tensor.data ? "" : " nowhere", name_of(dtype), rows, columns);
 }
 void expect_weight(const Tensor& tensor, std::string_view name, int64_t rows, int64_t columns) {
   expect(tensor, name, tensor.dtype == DType::bf16 ? DType::bf16 : DType::f32, rows, columns);
 }
 void expect_contiguous(const Tensor& tensor, std::string_view name) {
-  if (!tensor.contiguous()) fail_internal("{}: rows {} elements apart, wanted contiguous", name, tensor.row_stride);
+  if (!tensor.contiguous())
+    fail_internal("{}: rows {} elements apart, wanted contiguous", name, tensor.row_stride);
 }
 
 }  // namespace cuda
@@ -73,8 +76,8 @@ CudaOps::CudaOps(DType activation, int device_index) : activation_(activation) {
   int count = 0;
   const cudaError_t code = cudaGetDeviceCount(&count);
   if (code != cudaSuccess || device_index >= count)
-    fail_usage("--device cuda: GPU {} was asked for, {} are there ({}); use --device cpu", device_index, count,
-               cudaGetErrorString(code));
+    fail_usage("--device cuda: GPU {} was asked for, {} are there ({}); use --device cpu", device_index,
+               count, cudaGetErrorString(code));
   SINKLORA_CUDA(cudaSetDevice(device_index));
   SINKLORA_CUDA(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
   gemm_ = std::make_unique<cuda::Gemm>(stream_);
@@ -119,10 +122,12 @@ void CudaOps::download(void* host, const Tensor& from) {
   cuda::expect_contiguous(from, "download");
   const int64_t bytes = from.bytes();
   wait();  // for the ops before, and for uploads that still use the staging memory
-  const auto length = [&](int64_t begin) { return static_cast<size_t>(std::min(cuda::kStaging, bytes - begin)); };
+  const auto length = [&](int64_t begin) {
+    return static_cast<size_t>(std::min(cuda::kStaging, bytes - begin));
+  };
   const auto start = [&](int64_t begin, int half) {
-    SINKLORA_CUDA(cudaMemcpyAsync(static_cast<char*>(staging_.get()) + half * cuda::kStaging, from.as<char>() + begin,
-                                  length(begin), cudaMemcpyDeviceToHost, stream_));
+    SINKLORA_CUDA(cudaMemcpyAsync(static_cast<char*>(staging_.get()) + half * cuda::kStaging,
+                                  from.as<char>() + begin, length(begin), cudaMemcpyDeviceToHost, stream_));
     SINKLORA_CUDA(cudaEventRecord(sent_[half], stream_));
   };
   int half = 0;
@@ -152,13 +157,15 @@ void CudaOps::copy(const Tensor& to, const Tensor& from) {
   if (to.dtype != from.dtype) return cuda::launch_conversion(to, from, stream_);
   const auto size = static_cast<size_t>(size_of(to.dtype));
   const auto width = static_cast<size_t>(to.row_size()) * size;
-  const auto pitch = [&](const Tensor& t) { return std::max(width, static_cast<size_t>(t.row_stride) * size); };
+  const auto pitch = [&](const Tensor& t) {
+    return std::max(width, static_cast<size_t>(t.row_stride) * size);
+  };
   if (to.contiguous() && from.contiguous()) {
-    SINKLORA_CUDA(cudaMemcpyAsync(to.data, from.data, static_cast<size_t>(to.bytes()), cudaMemcpyDeviceToDevice,
-                                  stream_));
+    SINKLORA_CUDA(cudaMemcpyAsync(to.data, from.data, static_cast<size_t>(to.bytes()),
+                                  cudaMemcpyDeviceToDevice, stream_));
   } else {
-    SINKLORA_CUDA(cudaMemcpy2DAsync(to.data, pitch(to), from.data, pitch(from), width, static_cast<size_t>(to.rows()),
-                                    cudaMemcpyDeviceToDevice, stream_));
+    SINKLORA_CUDA(cudaMemcpy2DAsync(to.data, pitch(to), from.data, pitch(from), width,
+                                    static_cast<size_t>(to.rows()), cudaMemcpyDeviceToDevice, stream_));
   }
 }
 
@@ -187,9 +194,13 @@ Tensor CudaOps::converted(const Tensor& weight) {
   return copy;
 }
 
-int64_t CudaOps::scratch_bytes() const { return scratch_.capacity() + weights_.capacity() + gemm_->workspace_bytes(); }
+int64_t CudaOps::scratch_bytes() const {
+  return scratch_.capacity() + weights_.capacity() + gemm_->workspace_bytes();
+}
 
-std::unique_ptr<Ops> make_cuda_ops(DType activation, int index) { return std::make_unique<CudaOps>(activation, index); }
+std::unique_ptr<Ops> make_cuda_ops(DType activation, int index) {
+  return std::make_unique<CudaOps>(activation, index);
+}
 
 int64_t cuda_available_memory(int index) {
   SINKLORA_CUDA(cudaSetDevice(index));

@@ -1,5 +1,5 @@
-// What the kernels share: packs of 16 bytes, conversions, sums over a warp and a block in a fixed order, and the
-// launchers' choice between packed and element-wise instances.
+// What the kernels share: packs of 16 bytes, conversions, sums over a warp and a block in a fixed order, and
+// the launchers' choice between packed and element-wise instances.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -74,7 +74,8 @@ __device__ __forceinline__ float warp_sum(float x) {
   for (int distance = kWarp / 2; distance > 0; distance /= 2) x += __shfl_xor_sync(0xffffffffu, x, distance);
   return x;
 }
-// Sum over a block whose size is a multiple of a warp; `partial` holds a float for each warp. Every thread gets it.
+// Sum over a block whose size is a multiple of a warp; `partial` holds a float for each warp. Every thread
+// gets it.
 __device__ __forceinline__ float block_sum(float x, float* partial) {
   x = warp_sum(x);
   const int warps = static_cast<int>(blockDim.x) / kWarp;
@@ -88,13 +89,15 @@ __device__ __forceinline__ float block_sum(float x, float* partial) {
 
 // The first fault stays.
 __device__ inline void report(Fault* fault, Fault::Kind kind, int64_t token, int32_t value, int64_t limit) {
-  if (atomicCAS(&fault->kind, static_cast<int32_t>(Fault::none), static_cast<int32_t>(kind)) != Fault::none) return;
+  if (atomicCAS(&fault->kind, static_cast<int32_t>(Fault::none), static_cast<int32_t>(kind)) != Fault::none)
+    return;
   fault->token = static_cast<int32_t>(token);
   fault->value = value;
   fault->limit = static_cast<int32_t>(limit);
 }
 
-// ---- for launchers ----------------------------------------------------------------------------------------------
+// ---- for launchers
+// ----------------------------------------------------------------------------------------------
 
 // Calls work(T{}) with the device type of a float dtype.
 template <class Work>
@@ -107,11 +110,13 @@ void with_type(DType type, Work&& work) {
     fail_internal("the CUDA backend computes in f32 and bf16, not in {}", name_of(type));
 }
 
-// Every row of the matrix begins at a multiple of 16 bytes and consists of whole packs. An empty one does not object.
+// Every row of the matrix begins at a multiple of 16 bytes and consists of whole packs. An empty one does not
+// object.
 inline bool packable(const Tensor& t) {
   const int64_t size = size_of(t.dtype);
-  return !t.data || (reinterpret_cast<uintptr_t>(t.data) % kPackBytes == 0 && t.row_size() * size % kPackBytes == 0 &&
-                     (t.rows() <= 1 || t.row_stride * size % kPackBytes == 0));
+  return !t.data ||
+         (reinterpret_cast<uintptr_t>(t.data) % kPackBytes == 0 && t.row_size() * size % kPackBytes == 0 &&
+          (t.rows() <= 1 || t.row_stride * size % kPackBytes == 0));
 }
 inline bool aligned(const Tensor& t) { return reinterpret_cast<uintptr_t>(t.data) % kPackBytes == 0; }
 
@@ -124,7 +129,9 @@ void with_pack(bool packed, Work&& work) {
     work(std::integral_constant<int, 1>{});
 }
 
-inline unsigned blocks_for(int64_t count, const char* what) { return static_cast<unsigned>(narrow<int32_t>(count, what)); }
+inline unsigned blocks_for(int64_t count, const char* what) {
+  return static_cast<unsigned>(narrow<int32_t>(count, what));
+}
 
 // Threads of a block that walks over `packs` in whole strides, as even as possible, at most `most` at once.
 inline unsigned threads_for(int64_t packs, int64_t most) {

@@ -1,9 +1,10 @@
 // Rows of a table by token id: out[t] = table[ids[t]], and d_table[ids[t]] += d_out[t] in the order of t.
 // out, d_out [T, H] in bf16 or f32; table [V, H] in bf16 or f32; d_table [V, H] in f32; ids [T] in i32.
-// Forward moves 2 T H elements: a block per token. Backward: the tokens are sorted by id with a stable radix sort
-// (CUB), so that equal ids become neighbours in the order of t; then every block that stands at the first token of an
-// id adds that id's rows one after the other. Moves T H elements of d_out and each touched row of d_table twice.
-// Launch of the backward: a block per token and 512 columns; all but those at the first token of an id leave at once.
+// Forward moves 2 T H elements: a block per token. Backward: the tokens are sorted by id with a stable radix
+// sort (CUB), so that equal ids become neighbours in the order of t; then every block that stands at the
+// first token of an id adds that id's rows one after the other. Moves T H elements of d_out and each touched
+// row of d_table twice. Launch of the backward: a block per token and 512 columns; all but those at the first
+// token of an id leave at once.
 #include <bit>
 #include <cub/device/device_radix_sort.cuh>
 
@@ -19,8 +20,8 @@ constexpr int kColumnThreads = 64;  // of a block of the backward
 constexpr int kThreads = 256;
 
 template <class Out, class In, int N>
-__global__ void embedding_kernel(Out* out, const In* table, const int32_t* ids, int64_t hidden, int64_t out_stride,
-                                 int64_t table_stride, int64_t vocabulary, Fault* fault) {
+__global__ void embedding_kernel(Out* out, const In* table, const int32_t* ids, int64_t hidden,
+                                 int64_t out_stride, int64_t table_stride, int64_t vocabulary, Fault* fault) {
   const int64_t token = blockIdx.x;
   const int32_t id = ids[token];
   if (id < 0 || id >= vocabulary) {
@@ -29,7 +30,8 @@ __global__ void embedding_kernel(Out* out, const In* table, const int32_t* ids, 
   }
   const In* const from = table + id * table_stride;
   Out* const to = out + token * out_stride;
-  for (int64_t c = static_cast<int64_t>(threadIdx.x) * N; c < hidden; c += static_cast<int64_t>(blockDim.x) * N) {
+  for (int64_t c = static_cast<int64_t>(threadIdx.x) * N; c < hidden;
+       c += static_cast<int64_t>(blockDim.x) * N) {
     const Pack<In, N> pack = load<N>(from + c);
     if constexpr (std::is_same_v<Out, In>) {
       store<N>(to + c, pack);
@@ -46,18 +48,21 @@ __global__ void number_tokens_kernel(int32_t* numbers, const int32_t* ids, int64
   const int64_t token = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (token >= tokens) return;
   numbers[token] = static_cast<int32_t>(token);
-  if (ids[token] < 0 || ids[token] >= vocabulary) report(fault, Fault::token_id, token, ids[token], vocabulary);
+  if (ids[token] < 0 || ids[token] >= vocabulary)
+    report(fault, Fault::token_id, token, ids[token], vocabulary);
 }
 
 template <class T, int N>
-__global__ void embedding_backward_kernel(float* d_table, const T* d_out, const int32_t* ids, const int32_t* order,
-                                          int64_t tokens, int64_t hidden, int64_t table_stride, int64_t out_stride,
-                                          int64_t vocabulary, int64_t blocks_per_row) {
+__global__ void embedding_backward_kernel(float* d_table, const T* d_out, const int32_t* ids,
+                                          const int32_t* order, int64_t tokens, int64_t hidden,
+                                          int64_t table_stride, int64_t out_stride, int64_t vocabulary,
+                                          int64_t blocks_per_row) {
   const int64_t first = static_cast<int64_t>(blockIdx.x) / blocks_per_row;
   const int32_t id = ids[first];
   if ((first > 0 && ids[first - 1] == id) || id < 0 || id >= vocabulary) return;
-  const int64_t c =
-      (static_cast<int64_t>(blockIdx.x) % blocks_per_row * kColumnThreads + static_cast<int64_t>(threadIdx.x)) * N;
+  const int64_t c = (static_cast<int64_t>(blockIdx.x) % blocks_per_row * kColumnThreads +
+                     static_cast<int64_t>(threadIdx.x)) *
+                    N;
   if (c >= hidden) return;
   float* const to = d_table + id * table_stride + c;
   float sum[N];
@@ -88,9 +93,10 @@ void CudaOps::embedding_forward(const Tensor& out, const Tensor& table, const Te
       using Wider = std::conditional_t<(sizeof(Out) > sizeof(In)), Out, In>;
       cuda::with_pack<Wider>(packed, [&]<int N>(std::integral_constant<int, N>) {
         cuda::embedding_kernel<Out, In, N>
-            <<<cuda::blocks_for(tokens, "tokens"), cuda::threads_for((hidden + N - 1) / N, cuda::kMostThreads), 0,
-               stream_>>>(out.as<Out>(), table.as<In>(), ids.as<int32_t>(), hidden, out.row_stride, table.row_stride,
-                          table.rows(), static_cast<cuda::Fault*>(fault_.get()));
+            <<<cuda::blocks_for(tokens, "tokens"),
+               cuda::threads_for((hidden + N - 1) / N, cuda::kMostThreads), 0, stream_>>>(
+                out.as<Out>(), table.as<In>(), ids.as<int32_t>(), hidden, out.row_stride, table.row_stride,
+                table.rows(), static_cast<cuda::Fault*>(fault_.get()));
       });
     });
   });
@@ -109,8 +115,8 @@ void CudaOps::embedding_backward(const Tensor& d_table, const Tensor& d_out, con
   size_t sort_bytes = 0;
   const int32_t* const no_keys = nullptr;
   int32_t* const no_values = nullptr;
-  SINKLORA_CUDA(cub::DeviceRadixSort::SortPairs(nullptr, sort_bytes, no_keys, no_values, no_values, no_values, count, 0,
-                                                bits, stream_));
+  SINKLORA_CUDA(cub::DeviceRadixSort::SortPairs(nullptr, sort_bytes, no_keys, no_values, no_values, no_values,
+                                                count, 0, bits, stream_));
   const int64_t list = cuda::Workspace::aligned(tokens * size_of(DType::i32));
   scratch_.reserve(3 * list + cuda::Workspace::aligned(static_cast<int64_t>(sort_bytes)));
   auto* const numbers = static_cast<int32_t*>(scratch_.take(list));
@@ -118,11 +124,11 @@ void CudaOps::embedding_backward(const Tensor& d_table, const Tensor& d_out, con
   auto* const order = static_cast<int32_t*>(scratch_.take(list));
   void* const sort_memory = scratch_.take(static_cast<int64_t>(sort_bytes));
   const unsigned blocks = cuda::blocks_for((tokens + cuda::kThreads - 1) / cuda::kThreads, "tokens");
-  cuda::number_tokens_kernel<<<blocks, cuda::kThreads, 0, stream_>>>(numbers, ids.as<int32_t>(), tokens, vocabulary,
-                                                                     static_cast<cuda::Fault*>(fault_.get()));
+  cuda::number_tokens_kernel<<<blocks, cuda::kThreads, 0, stream_>>>(
+      numbers, ids.as<int32_t>(), tokens, vocabulary, static_cast<cuda::Fault*>(fault_.get()));
   cuda::check_launch("number_tokens_kernel");
-  SINKLORA_CUDA(cub::DeviceRadixSort::SortPairs(sort_memory, sort_bytes, ids.as<int32_t>(), sorted_ids, numbers, order,
-                                                count, 0, bits, stream_));
+  SINKLORA_CUDA(cub::DeviceRadixSort::SortPairs(sort_memory, sort_bytes, ids.as<int32_t>(), sorted_ids,
+                                                numbers, order, count, 0, bits, stream_));
   const bool packed = cuda::packable(d_out);
   cuda::with_type(activation_, [&]<class T>(T) {
     cuda::with_pack<T>(packed, [&]<int N>(std::integral_constant<int, N>) {

@@ -30,13 +30,19 @@ cublasLtMatrixLayout_t make_layout(DType type, int64_t rows, int64_t columns, in
 }
 
 struct DestroyLayout {
-  void operator()(cublasLtMatrixLayout_t layout) const { static_cast<void>(cublasLtMatrixLayoutDestroy(layout)); }
+  void operator()(cublasLtMatrixLayout_t layout) const {
+    static_cast<void>(cublasLtMatrixLayoutDestroy(layout));
+  }
 };
 struct DestroyProduct {
-  void operator()(cublasLtMatmulDesc_t product) const { static_cast<void>(cublasLtMatmulDescDestroy(product)); }
+  void operator()(cublasLtMatmulDesc_t product) const {
+    static_cast<void>(cublasLtMatmulDescDestroy(product));
+  }
 };
 struct DestroyPreference {
-  void operator()(cublasLtMatmulPreference_t p) const { static_cast<void>(cublasLtMatmulPreferenceDestroy(p)); }
+  void operator()(cublasLtMatmulPreference_t p) const {
+    static_cast<void>(cublasLtMatmulPreferenceDestroy(p));
+  }
 };
 using Layout = std::unique_ptr<std::remove_pointer_t<cublasLtMatrixLayout_t>, DestroyLayout>;
 
@@ -78,7 +84,8 @@ Gemm::Plan& Gemm::plan(const Key& key) {
   set(CUBLASLT_MATMUL_DESC_TRANSA, key.transposed_b);
   set(CUBLASLT_MATMUL_DESC_TRANSB, key.transposed_a);
   const auto stored = [&](bool is_transposed, int64_t rows, int64_t columns, int64_t stride) {
-    return is_transposed ? make_layout(key.in, columns, rows, stride) : make_layout(key.in, rows, columns, stride);
+    return is_transposed ? make_layout(key.in, columns, rows, stride)
+                         : make_layout(key.in, rows, columns, stride);
   };
   made->a.reset(stored(key.transposed_a, key.m, key.k, key.stride_a));
   made->b.reset(stored(key.transposed_b, key.k, key.n, key.stride_b));
@@ -86,7 +93,8 @@ Gemm::Plan& Gemm::plan(const Key& key) {
 
   cublasLtMatmulPreference_t created = nullptr;
   SINKLORA_CUDA(cublasLtMatmulPreferenceCreate(&created));
-  const std::unique_ptr<std::remove_pointer_t<cublasLtMatmulPreference_t>, DestroyPreference> preference(created);
+  const std::unique_ptr<std::remove_pointer_t<cublasLtMatmulPreference_t>, DestroyPreference> preference(
+      created);
   const auto prefer = [&](cublasLtMatmulPreferenceAttributes_t attribute, auto value) {
     SINKLORA_CUDA(cublasLtMatmulPreferenceSetAttribute(created, attribute, &value, sizeof value));
   };
@@ -96,11 +104,12 @@ Gemm::Plan& Gemm::plan(const Key& key) {
   prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, static_cast<uint32_t>(key.alignment_d));
   prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, static_cast<uint32_t>(key.alignment_d));
   // Parts of a split sum are added in f32, in the workspace, in a fixed order.
-  prefer(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, static_cast<uint32_t>(CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE));
+  prefer(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
+         static_cast<uint32_t>(CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE));
   int found = 0;
   const cublasStatus_t status =
-      cublasLtMatmulAlgoGetHeuristic(handle_, product, made->b.get(), made->a.get(), made->d.get(), made->d.get(),
-                                     created, 1, &made->choice, &found);
+      cublasLtMatmulAlgoGetHeuristic(handle_, product, made->b.get(), made->a.get(), made->d.get(),
+                                     made->d.get(), created, 1, &made->choice, &found);
   if (status != CUBLAS_STATUS_NOT_SUPPORTED) check(status, "cublasLtMatmulAlgoGetHeuristic");
   made->tiled = status == CUBLAS_STATUS_NOT_SUPPORTED || found == 0;
   cached = std::move(made);
@@ -121,8 +130,9 @@ void Gemm::operator()(const Tensor& d, const Operand& a, const Operand& b, doubl
     const auto part = [&](int64_t begin, int64_t count, bool add) {
       const Operand rows{a.matrix.row_slice(begin, count), a.transposed};
       if (!a.transposed) return (*this)(d.row_slice(begin, count), rows, b, alpha, add);
-      const Operand inner{b.transposed ? b.matrix.column_slice(begin, count) : b.matrix.row_slice(begin, count),
-                          b.transposed};
+      const Operand inner{
+          b.transposed ? b.matrix.column_slice(begin, count) : b.matrix.row_slice(begin, count),
+          b.transposed};
       (*this)(d, rows, inner, alpha, add);
     };
     part(0, half, accumulate);
@@ -146,18 +156,19 @@ void Gemm::operator()(const Tensor& d, const Operand& a, const Operand& b, doubl
   const auto factor = static_cast<float>(alpha);
   if (chosen.tiled) return run_tiled(key, d, a, b, factor);
   const float beta = accumulate ? 1 : 0;
-  SINKLORA_CUDA(cublasLtMatmul(handle_, chosen.product.get(), &factor, b.matrix.data, chosen.b.get(), a.matrix.data,
-                               chosen.a.get(), &beta, d.data, chosen.d.get(), d.data, chosen.d.get(),
-                               &chosen.choice.algo, workspace_.get(), static_cast<size_t>(workspace_bytes_), stream_));
+  SINKLORA_CUDA(cublasLtMatmul(handle_, chosen.product.get(), &factor, b.matrix.data, chosen.b.get(),
+                               a.matrix.data, chosen.a.get(), &beta, d.data, chosen.d.get(), d.data,
+                               chosen.d.get(), &chosen.choice.algo, workspace_.get(),
+                               static_cast<size_t>(workspace_bytes_), stream_));
 }
 
 void Gemm::run_tiled(const Key& key, const Tensor& d, const Operand& a, const Operand& b, float alpha) {
   const int64_t one = 1;
-  launch_tiled_product({a.matrix.data, b.matrix.data, d.data, key.m, key.n, key.k,
-                        a.transposed ? one : key.stride_a, a.transposed ? key.stride_a : one,
-                        b.transposed ? one : key.stride_b, b.transposed ? key.stride_b : one, key.stride_d, alpha,
-                        key.accumulate},
-                       key.in, key.out, stream_);
+  launch_tiled_product(
+      {a.matrix.data, b.matrix.data, d.data, key.m, key.n, key.k, a.transposed ? one : key.stride_a,
+       a.transposed ? key.stride_a : one, b.transposed ? one : key.stride_b,
+       b.transposed ? key.stride_b : one, key.stride_d, alpha, key.accumulate},
+      key.in, key.out, stream_);
 }
 
 std::string Gemm::describe_plans() const {
@@ -166,8 +177,8 @@ std::string Gemm::describe_plans() const {
     int id = -1, splits = 0, tile = 0, stages = 0;
     const auto get = [&](cublasLtMatmulAlgoConfigAttributes_t attribute, int* value) {
       size_t written = 0;
-      SINKLORA_CUDA(
-          cublasLtMatmulAlgoConfigGetAttribute(&plan->choice.algo, attribute, value, sizeof *value, &written));
+      SINKLORA_CUDA(cublasLtMatmulAlgoConfigGetAttribute(&plan->choice.algo, attribute, value, sizeof *value,
+                                                         &written));
     };
     if (!plan->tiled) {
       get(CUBLASLT_ALGO_CONFIG_ID, &id);
@@ -175,10 +186,11 @@ std::string Gemm::describe_plans() const {
       get(CUBLASLT_ALGO_CONFIG_TILE_ID, &tile);
       get(CUBLASLT_ALGO_CONFIG_STAGES_ID, &stages);
     }
-    text += fmt::format("{} {} -> {}: {} x {} x {}, strides {} {} {}, {}{}{} algorithm {} tile {} stages {} splits {}\n",
-                        plan->tiled ? "own kernel," : "cuBLASLt,", name_of(key.in), name_of(key.out), key.m, key.n,
-                        key.k, key.stride_a, key.stride_b, key.stride_d, key.transposed_a ? "A^T" : "A",
-                        key.transposed_b ? " B^T" : " B", key.accumulate ? " +=" : "", id, tile, stages, splits);
+    text += fmt::format(
+        "{} {} -> {}: {} x {} x {}, strides {} {} {}, {}{}{} algorithm {} tile {} stages {} splits {}\n",
+        plan->tiled ? "own kernel," : "cuBLASLt,", name_of(key.in), name_of(key.out), key.m, key.n, key.k,
+        key.stride_a, key.stride_b, key.stride_d, key.transposed_a ? "A^T" : "A",
+        key.transposed_b ? " B^T" : " B", key.accumulate ? " +=" : "", id, tile, stages, splits);
   }
   return text;
 }

@@ -1,4 +1,5 @@
-// Matrix products on cuBLASLt: row-major, any strides, bf16 or f32 in, f32 accumulation (true fp32 for f32 inputs).
+// Matrix products on cuBLASLt: row-major, any strides, bf16 or f32 in, f32 accumulation (true fp32 for f32
+// inputs).
 #pragma once
 
 #include <compare>
@@ -27,14 +28,16 @@ class Gemm {
   Gemm& operator=(const Gemm&) = delete;
 
   // D = alpha A B, added into D when `accumulate`. A and B have one type; D that one or f32.
-  void operator()(const Tensor& d, const Operand& a, const Operand& b, double alpha = 1, bool accumulate = false);
+  void operator()(const Tensor& d, const Operand& a, const Operand& b, double alpha = 1,
+                  bool accumulate = false);
 
   // One line per plan: shape, types, strides, algorithm. For logs: which kernels a run used.
   std::string describe_plans() const;
   int64_t workspace_bytes() const { return workspace_bytes_; }
 
  private:
-  // Everything that the choice of an algorithm may depend on; equal keys give equal algorithms and equal bits.
+  // Everything that the choice of an algorithm may depend on; equal keys give equal algorithms and equal
+  // bits.
   struct Key {
     int64_t m, n, k, stride_a, stride_b, stride_d;
     bool transposed_a, transposed_b, accumulate;

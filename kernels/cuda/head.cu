@@ -1,11 +1,12 @@
-// LM head and cross-entropy, a chunk of rows at a time: logits = hidden W^T (f32, [chunk, V], about 256 MiB), then one
-// kernel for the softmax, the loss and softmax - onehot in place, then the products back through W and hidden.
+// LM head and cross-entropy, a chunk of rows at a time: logits = hidden W^T (f32, [chunk, V], about 256 MiB),
+// then one kernel for the softmax, the loss and softmax - onehot in place, then the products back through W
+// and hidden.
 //   nll[t] = log sum exp(logits) - logits[target];  d_hidden = loss_scale (softmax - onehot) W
 //   d_weight += loss_scale (softmax - onehot)^T hidden
-// hidden, d_hidden [T, H] in bf16 or f32; weight [V, H]; d_weight [V, H] and nll [T] in f32; targets [T] in i32.
-// The logits stay in f32: in bf16 a logit of 16 is off by 1/16, and so would be the loss.
-// FLOPs: 2 T V H forward, 2 T V H for d_hidden, 2 T V H for d_weight. The kernel reads the logits twice, the second
-// time from the L2 cache, and writes them once in the activations' type. Launch: a block per row.
+// hidden, d_hidden [T, H] in bf16 or f32; weight [V, H]; d_weight [V, H] and nll [T] in f32; targets [T] in
+// i32. The logits stay in f32: in bf16 a logit of 16 is off by 1/16, and so would be the loss. FLOPs: 2 T V H
+// forward, 2 T V H for d_hidden, 2 T V H for d_weight. The kernel reads the logits twice, the second time
+// from the L2 cache, and writes them once in the activations' type. Launch: a block per row.
 #include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/device.cuh"
 
@@ -41,12 +42,12 @@ __device__ SoftmaxSum block_merged(SoftmaxSum own) {
   return own;
 }
 
-// d_logits of type T lie where the row's logits lay: T is not wider than a logit, so that a step writes only where
-// this or an earlier step has read.
+// d_logits of type T lie where the row's logits lay: T is not wider than a logit, so that a step writes only
+// where this or an earlier step has read.
 template <class T, int N>
-__global__ void __launch_bounds__(kThreads) cross_entropy_kernel(float* nll, float* logits, const int32_t* targets,
-                                                                int64_t vocabulary, bool gradient, int64_t first_token,
-                                                                Fault* fault) {
+__global__ void __launch_bounds__(kThreads)
+    cross_entropy_kernel(float* nll, float* logits, const int32_t* targets, int64_t vocabulary, bool gradient,
+                         int64_t first_token, Fault* fault) {
   const int64_t row = blockIdx.x;
   float* const from = logits + row * vocabulary;
   T* const to = reinterpret_cast<T*>(from);
@@ -106,7 +107,8 @@ void CudaOps::head_cross_entropy(const Tensor& nll, const Tensor& d_hidden, cons
   if (d_hidden) cuda::expect(d_hidden, "head d_hidden", activation_, tokens, width);
   if (d_weight) cuda::expect(d_weight, "head d_weight", DType::f32, vocabulary, width);
   if (tokens == 0) return;
-  const int64_t wanted = cuda::kChunkBytes / (vocabulary * size_of(DType::f32)) / cuda::kRowStep * cuda::kRowStep;
+  const int64_t wanted =
+      cuda::kChunkBytes / (vocabulary * size_of(DType::f32)) / cuda::kRowStep * cuda::kRowStep;
   const int64_t chunk = std::min(tokens, std::max(cuda::kRowStep, wanted));
   scratch_.reserve(chunk * vocabulary * size_of(DType::f32));
   const Tensor logits = scratch_.take(DType::f32, chunk, vocabulary);
@@ -122,8 +124,8 @@ void CudaOps::head_cross_entropy(const Tensor& nll, const Tensor& d_hidden, cons
     cuda::with_type(activation_, [&]<class T>(T) {
       cuda::with_pack<float>(vocabulary % 4 == 0, [&]<int N>(std::integral_constant<int, N>) {
         cuda::cross_entropy_kernel<T, N><<<cuda::blocks_for(rows, "rows"), cuda::kThreads, 0, stream_>>>(
-            nll.as<float>() + begin, logits.as<float>(), targets.as<int32_t>() + begin, vocabulary, gradient, begin,
-            static_cast<cuda::Fault*>(fault_.get()));
+            nll.as<float>() + begin, logits.as<float>(), targets.as<int32_t>() + begin, vocabulary, gradient,
+            begin, static_cast<cuda::Fault*>(fault_.get()));
       });
     });
     cuda::check_launch("cross_entropy_kernel");

@@ -1,11 +1,12 @@
 // y = x W^T + scale (x A^T) B^T and its backward, on cuBLASLt.
-// x [T, in], y [T, out], u = x A^T [T, R], all adapters' A and B in the activations' type; parameter gradients in f32.
-// FLOPs forward 2 T in out + 2 T R (in + out); backward as much again for d_x, and 2 T R (in + out) for dA and dB.
+// x [T, in], y [T, out], u = x A^T [T, R], all adapters' A and B in the activations' type; parameter
+// gradients in f32. FLOPs forward 2 T in out + 2 T R (in + out); backward as much again for d_x, and 2 T R
+// (in + out) for dA and dB.
 //
-// The adapters' part goes first and the large product is added onto it: an accumulating product reads y while it
-// computes, where an addition afterwards would be a pass over y of its own, and y is rounded when the small part is in
-// it. For this, the adapters' B become one [out, R] matrix with a block for each adapter and zeros elsewhere: one thin
-// product instead of one for each adapter. Packing it moves 2 out R elements.
+// The adapters' part goes first and the large product is added onto it: an accumulating product reads y while
+// it computes, where an addition afterwards would be a pass over y of its own, and y is rounded when the
+// small part is in it. For this, the adapters' B become one [out, R] matrix with a block for each adapter and
+// zeros elsewhere: one thin product instead of one for each adapter. Packing it moves 2 out R elements.
 #include <algorithm>
 #include <cmath>
 
@@ -54,8 +55,8 @@ Tensor stacked_a(const Linear& linear, DType activation, int64_t in, int64_t out
     expect(adapter.b, "linear adapter B", activation, outputs, adapter.a.rows());
     expect_contiguous(adapter.a, "linear adapter A");
     if (adapter.row_begin < 0 || adapter.row_begin + outputs > out)
-      fail_internal("a linear adapter adds to outputs [{}, {}) of {}", adapter.row_begin, adapter.row_begin + outputs,
-                    out);
+      fail_internal("a linear adapter adds to outputs [{}, {}) of {}", adapter.row_begin,
+                    adapter.row_begin + outputs, out);
     if (adapter.u_begin == 0) all = adapter.a;
     rank += adapter.a.rows();
   }
@@ -93,8 +94,13 @@ void launch_packing(const Tensor& packed, const Linear& linear, double scale, cu
   for (size_t i = 0; i < linear.adapters.size(); ++i) {
     const LinearAdapter& adapter = linear.adapters[i];
     const auto factor = static_cast<float>(adapter.scale / scale);
-    blocks.block[i] = {adapter.b.as<T>(), adapter.b.row_stride, adapter.row_begin, adapter.b.rows(),
-                       adapter.u_begin,   adapter.a.rows(),     factor};
+    blocks.block[i] = {adapter.b.as<T>(),
+                       adapter.b.row_stride,
+                       adapter.row_begin,
+                       adapter.b.rows(),
+                       adapter.u_begin,
+                       adapter.a.rows(),
+                       factor};
   }
   const int64_t count = (packed.size() + kThreads - 1) / kThreads;
   pack_blocks_kernel<T><<<blocks_for(count, "blocks of B"), kThreads, 0, stream>>>(packed.as<T>(), blocks);
@@ -109,7 +115,8 @@ int64_t packed_bytes(const Linear& linear, const Tensor& a, int64_t out) {
   return covers_all(linear, out) ? 0 : Workspace::aligned(out * a.rows() * size_of(a.dtype));
 }
 
-StackedB stacked_b(const Linear& linear, const Tensor& a, int64_t out, Workspace& scratch, cudaStream_t stream) {
+StackedB stacked_b(const Linear& linear, const Tensor& a, int64_t out, Workspace& scratch,
+                   cudaStream_t stream) {
   if (covers_all(linear, out)) return {linear.adapters[0].b, linear.adapters[0].scale};
   if (linear.adapters.size() > kMostAdapters)
     fail_internal("{} adapters on one linear, the kernel takes {}", linear.adapters.size(), kMostAdapters);
@@ -144,14 +151,15 @@ void CudaOps::linear_forward(const Tensor& y, const Tensor& u, const Tensor& x, 
   (*gemm_)(y, cuda::plain(x), cuda::transposed(converted(linear.weight)), 1, accumulate || adapted);
 }
 
-void CudaOps::linear_backward(const Tensor& d_x, const LinearGradient& gradient, const Tensor& d_y, const Tensor& x,
-                              const Tensor& u, const Linear& linear, bool accumulate) {
+void CudaOps::linear_backward(const Tensor& d_x, const LinearGradient& gradient, const Tensor& d_y,
+                              const Tensor& x, const Tensor& u, const Linear& linear, bool accumulate) {
   const int64_t tokens = d_y.rows(), in = linear.weight.row_size(), out = linear.weight.rows();
   cuda::expect_weight(linear.weight, "linear weight", out, in);
   cuda::expect(d_y, "linear d_y", activation_, tokens, out);
   if (d_x) cuda::expect(d_x, "linear d_x", activation_, tokens, in);
   if (gradient.adapters.size() != linear.adapters.size())
-    fail_internal("{} gradients for the {} adapters of a linear", gradient.adapters.size(), linear.adapters.size());
+    fail_internal("{} gradients for the {} adapters of a linear", gradient.adapters.size(),
+                  linear.adapters.size());
   const bool adapted = !linear.adapters.empty();
   if (adapted || gradient.weight) cuda::expect(x, "linear x", activation_, tokens, in);
   if (adapted) {

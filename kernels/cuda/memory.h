@@ -21,8 +21,9 @@ using PinnedMemory = std::unique_ptr<void, FreePinned>;
 void* allocate_device(int64_t bytes);  // not zeroed; throws Error(does_not_fit)
 PinnedMemory allocate_pinned(int64_t bytes);
 
-// Device memory that grows to the most that was asked for and is used again by every later op: ops run one after the
-// other in one stream. take() carves one op's pieces after reserve() said how much they are together.
+// Device memory that grows to the most that was asked for and is used again by every later op: ops run one
+// after the other in one stream. take() carves one op's pieces after reserve() said how much they are
+// together.
 class Workspace {
  public:
   static constexpr int64_t aligned(int64_t bytes) { return (bytes + 255) / 256 * 256; }
@@ -36,8 +37,8 @@ class Workspace {
   int64_t capacity_ = 0, used_ = 0;
 };
 
-// What a kernel found wrong with its input. Kernels cannot throw: they leave this note, and the next op that waits
-// throws for them.
+// What a kernel found wrong with its input. Kernels cannot throw: they leave this note, and the next op that
+// waits throws for them.
 struct Fault {
   enum Kind : int32_t { none = 0, token_id, position, target };
   int32_t kind, token, value, limit;

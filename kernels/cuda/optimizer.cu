@@ -1,8 +1,8 @@
 // AdamW and the sum of squares for the gradient's norm. Everything f32, the working copy in any float type.
 //   g' = scale g;  m = b1 m + (1 - b1) g';  v = b2 v + (1 - b2) g'^2;
 //   w = w - lr decay w - lr mhat / (sqrt(vhat) + epsilon)
-// AdamW moves 28 bytes an element and 2 more for a bf16 copy; the sum 4 bytes. Launch: a thread per four elements; the
-// sum has a block per 64 Ki elements, whose f64 results one block adds in order.
+// AdamW moves 28 bytes an element and 2 more for a bf16 copy; the sum 4 bytes. Launch: a thread per four
+// elements; the sum has a block per 64 Ki elements, whose f64 results one block adds in order.
 #include <cmath>
 
 #include "kernels/cuda/cuda_ops.h"
@@ -20,8 +20,8 @@ struct Factors {
 };
 
 template <class Working, int N>
-__global__ void adamw_kernel(Working* working, float* master, const float* gradient, float* m, float* v, int64_t count,
-                             Factors f) {
+__global__ void adamw_kernel(Working* working, float* master, const float* gradient, float* m, float* v,
+                             int64_t count, Factors f) {
   const int64_t i = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) * N;
   if (i >= count) return;
   Pack<float, N> w = load<N>(master + i), first = load<N>(m + i), second = load<N>(v + i);
@@ -80,8 +80,9 @@ void CudaOps::adamw(const Tensor& working, const Tensor& master, const Tensor& g
                     const Tensor& v, const AdamWStep& step) {
   const int64_t rows = master.rows(), columns = master.row_size(), count = master.size();
   bool packed = count % 4 == 0;
-  for (const auto& [tensor, name] : {std::pair{&master, "adamw master"}, std::pair{&gradient, "adamw gradient"},
-                                     std::pair{&m, "adamw m"}, std::pair{&v, "adamw v"}}) {
+  for (const auto& [tensor, name] :
+       {std::pair{&master, "adamw master"}, std::pair{&gradient, "adamw gradient"}, std::pair{&m, "adamw m"},
+        std::pair{&v, "adamw v"}}) {
     cuda::expect(*tensor, name, DType::f32, rows, columns);
     cuda::expect_contiguous(*tensor, name);
     packed = packed && cuda::aligned(*tensor);
@@ -99,36 +100,46 @@ void CudaOps::adamw(const Tensor& working, const Tensor& master, const Tensor& g
                               narrowed(step.epsilon),
                               narrowed(step.gradient_scale)};
   const bool separate = working.data != master.data;
-  const bool fused = separate && working.dtype != DType::f64 && working.dtype != DType::f16 && working.contiguous();
+  const bool fused =
+      separate && working.dtype != DType::f64 && working.dtype != DType::f16 && working.contiguous();
   if (separate) cuda::expect(working, "adamw working", working.dtype, rows, columns);
   cuda::with_type(fused ? working.dtype : DType::f32, [&]<class Working>(Working) {
     cuda::with_pack<float>(packed, [&]<int N>(std::integral_constant<int, N>) {
       const int64_t each = int64_t{cuda::kThreads} * N;
-      cuda::adamw_kernel<Working, N><<<cuda::blocks_for((count + each - 1) / each, "elements"), cuda::kThreads, 0,
-                                       stream_>>>(fused ? working.as<Working>() : nullptr, master.as<float>(),
-                                                  gradient.as<float>(), m.as<float>(), v.as<float>(), count, factors);
+      cuda::adamw_kernel<Working, N>
+          <<<cuda::blocks_for((count + each - 1) / each, "elements"), cuda::kThreads, 0, stream_>>>(
+              fused ? working.as<Working>() : nullptr, master.as<float>(), gradient.as<float>(),
+              m.as<float>(), v.as<float>(), count, factors);
     });
   });
   cuda::check_launch("adamw_kernel");
   if (separate && !fused) copy(working, master);
 }
 
-double CudaOps::sum_of_squares(const Tensor& x) {
-  cuda::expect_contiguous(x, "sum_of_squares");
-  cuda::expect(x, "sum_of_squares", x.dtype, x.rows(), x.row_size());
-  const int64_t count = x.size(), blocks = (count + cuda::kSumBlock - 1) / cuda::kSumBlock;
+double CudaOps::sum_of_squares(std::span<const Tensor> tensors) {
+  const auto blocks_of = [](const Tensor& x) { return (x.size() + cuda::kSumBlock - 1) / cuda::kSumBlock; };
+  int64_t blocks = 0;
+  for (const Tensor& x : tensors) {
+    cuda::expect(x, "sum_of_squares", x.dtype, x.rows(), x.row_size());
+    cuda::expect_contiguous(x, "sum_of_squares");
+    blocks += blocks_of(x);
+  }
   const int64_t bytes = (blocks + 1) * size_of(DType::f64);
   scratch_.reserve(bytes);
   auto* const total = static_cast<double*>(scratch_.take(bytes));
-  if (count > 0) {
+  double* sums = total + 1;
+  for (const Tensor& x : tensors) {
+    if (x.size() == 0) continue;
     cuda::with_type(x.dtype, [&]<class T>(T) {
-      const bool packed = cuda::aligned(x) && count % (cuda::kPackBytes / size_of(x.dtype)) == 0;
+      const bool packed = cuda::aligned(x) && x.size() % (cuda::kPackBytes / size_of(x.dtype)) == 0;
       cuda::with_pack<T>(packed, [&]<int N>(std::integral_constant<int, N>) {
         cuda::squares_kernel<T, N>
-            <<<cuda::blocks_for(blocks, "blocks of a sum"), cuda::kThreads, 0, stream_>>>(total + 1, x.as<T>(), count);
+            <<<cuda::blocks_for(blocks_of(x), "blocks of a sum"), cuda::kThreads, 0, stream_>>>(
+                sums, x.as<T>(), x.size());
       });
     });
     cuda::check_launch("squares_kernel");
+    sums += blocks_of(x);
   }
   cuda::total_kernel<<<1, cuda::kThreads, 0, stream_>>>(total, total + 1, blocks);
   cuda::check_launch("total_kernel");

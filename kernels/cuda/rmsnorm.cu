@@ -1,11 +1,12 @@
 // RMSNorm with the residual sum in front of it, its rebuilding and its backward.
 //   forward   sum = x + delta;  r = 1 / sqrt(mean(sum^2) + epsilon);  normed = gain * sum * r
-//   backward  d_x += r (g - x r^2 mean(g x)),  g = gain * d_normed;   d_gain += sum over t of d_normed * x * r
-// x, delta, sum, normed, d_x, d_normed [T, H] in bf16 or f32; r [T] and d_gain [H] in f32; gain [H] in bf16 or f32.
-// Moves 4 T H elements forward (2 without delta), 2 to rebuild, 4 backward; about 4 and 10 FLOPs an element.
-// Launch: a block per token forward. Backward a block walks over a run of tokens and keeps its part of d_gain in
-// registers; the parts are added in the order of the runs by a second kernel. A thread holds up to four packs of the
-// row, so that a row is read once.
+//   backward  d_x += r (g - x r^2 mean(g x)),  g = gain * d_normed;   d_gain += sum over t of d_normed * x *
+//   r
+// x, delta, sum, normed, d_x, d_normed [T, H] in bf16 or f32; r [T] and d_gain [H] in f32; gain [H] in bf16
+// or f32. Moves 4 T H elements forward (2 without delta), 2 to rebuild, 4 backward; about 4 and 10 FLOPs an
+// element. Launch: a block per token forward. Backward a block walks over a run of tokens and keeps its part
+// of d_gain in registers; the parts are added in the order of the runs by a second kernel. A thread holds up
+// to four packs of the row, so that a row is read once.
 #include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/device.cuh"
 
@@ -13,10 +14,10 @@ namespace sinklora {
 namespace cuda {
 namespace {
 
-constexpr int kPacks = 4;                // of a row in the registers of a thread
+constexpr int kPacks = 4;  // of a row in the registers of a thread
 constexpr int kMostThreads = 1024;
-constexpr int64_t kMostRuns = 528;       // blocks of the backward: four for each multiprocessor of an H100
-constexpr int64_t kLeastRun = 4;         // tokens
+constexpr int64_t kMostRuns = 528;  // blocks of the backward: four for each multiprocessor of an H100
+constexpr int64_t kLeastRun = 4;    // tokens
 
 template <class T>
 struct Rows {
@@ -25,7 +26,9 @@ struct Rows {
   __device__ T* operator[](int64_t row) const { return data + row * stride; }
 };
 template <class T>
-Rows<T> rows_of(const Tensor& t) { return {t.as<T>(), t.row_stride}; }
+Rows<T> rows_of(const Tensor& t) {
+  return {t.as<T>(), t.row_stride};
+}
 
 struct Gain {
   const void* data;
@@ -50,8 +53,8 @@ __device__ __forceinline__ void write_normed(T* normed, const Pack<T, N> (&row)[
 }
 
 template <class T, int N>
-__global__ void rmsnorm_kernel(Rows<T> sum, Rows<T> normed, float* reciprocal, Rows<const T> x, Rows<const T> delta,
-                               Gain gain, float epsilon, int64_t hidden) {
+__global__ void rmsnorm_kernel(Rows<T> sum, Rows<T> normed, float* reciprocal, Rows<const T> x,
+                               Rows<const T> delta, Gain gain, float epsilon, int64_t hidden) {
   __shared__ float partial[kMostThreads / kWarp];
   const int64_t token = blockIdx.x;
   Pack<T, N> row[kPacks], added[kPacks];
@@ -74,7 +77,7 @@ __global__ void rmsnorm_kernel(Rows<T> sum, Rows<T> normed, float* reciprocal, R
     }
     for (int i = 0; i < N; ++i) squares += to_float(row[p].values[i]) * to_float(row[p].values[i]);
   }
-  const float r = rsqrtf(block_sum(squares, partial) / static_cast<float>(hidden) + epsilon);
+  const float r = 1.0f / sqrtf(block_sum(squares, partial) / static_cast<float>(hidden) + epsilon);
   if (threadIdx.x == 0) reciprocal[token] = r;
   write_normed<T, N>(normed[token], row, gain, r, hidden);
 }
@@ -92,11 +95,15 @@ __global__ void rmsnorm_rebuild_kernel(Rows<T> normed, Rows<const T> x, const fl
   write_normed<T, N>(normed[token], row, gain, reciprocal[token], hidden);
 }
 
+__device__ __forceinline__ void prefetch(const void* address) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
+}
+
 // d_gain_parts: [runs, H] or nowhere.
 template <class T, int N>
-__global__ void rmsnorm_backward_kernel(Rows<T> d_x, float* d_gain_parts, Rows<const T> d_normed, Rows<const T> x,
-                                        const float* reciprocal, Gain gain, int64_t hidden, int64_t tokens,
-                                        int64_t run) {
+__global__ void rmsnorm_backward_kernel(Rows<T> d_x, float* d_gain_parts, Rows<const T> d_normed,
+                                        Rows<const T> x, const float* reciprocal, Gain gain, int64_t hidden,
+                                        int64_t tokens, int64_t run) {
   __shared__ float partial[kMostThreads / kWarp];
   float d_gain[kPacks][N] = {};
   const int64_t begin = blockIdx.x * run, end = begin + run < tokens ? begin + run : tokens;
@@ -109,6 +116,16 @@ __global__ void rmsnorm_backward_kernel(Rows<T> d_x, float* d_gain_parts, Rows<c
       dy[p] = load<N>(d_normed[token] + c);
       in[p] = load<N>(x[token] + c);
       dx[p] = load<N>(d_x[token] + c);
+    }
+    if (token + 1 < end) {  // the next rows travel to the L2 cache while this one is worked on
+#pragma unroll
+      for (int p = 0; p < kPacks; ++p) {
+        const int64_t c = (static_cast<int64_t>(p) * blockDim.x + threadIdx.x) * N;
+        if (c >= hidden) break;
+        prefetch(d_normed[token + 1] + c);
+        prefetch(x[token + 1] + c);
+        prefetch(d_x[token + 1] + c);
+      }
     }
     const float r = reciprocal[token];
     float dot = 0;
@@ -132,8 +149,9 @@ __global__ void rmsnorm_backward_kernel(Rows<T> d_x, float* d_gain_parts, Rows<c
       float gains[N];
       load_floats<N>(gains, gain.data, gain.is_bf16, c);
       for (int i = 0; i < N; ++i)
-        dx[p].values[i] = from_float<T>(to_float(dx[p].values[i]) +
-                                        r * (gains[i] * to_float(dy[p].values[i]) - to_float(in[p].values[i]) * along));
+        dx[p].values[i] =
+            from_float<T>(to_float(dx[p].values[i]) +
+                          r * (gains[i] * to_float(dy[p].values[i]) - to_float(in[p].values[i]) * along));
       store<N>(d_x[token] + c, dx[p]);
     }
   }
@@ -146,8 +164,8 @@ __global__ void rmsnorm_backward_kernel(Rows<T> d_x, float* d_gain_parts, Rows<c
   }
 }
 
-// to[c] += sum over rows of parts[row, c], in order. A warp's threads take neighbouring columns, the block's warps
-// take rows in turn.
+// to[c] += sum over rows of parts[row, c], in order. A warp's threads take neighbouring columns, the block's
+// warps take rows in turn.
 __global__ void add_parts_kernel(float* to, const float* parts, int64_t rows, int64_t columns) {
   __shared__ float sums[kWarp][kWarp + 1];
   const int lane = static_cast<int>(threadIdx.x), warp = static_cast<int>(threadIdx.y);
@@ -176,7 +194,8 @@ unsigned row_threads(int64_t hidden) {
 }  // namespace cuda
 
 void CudaOps::residual_rmsnorm_forward(const Tensor& sum, const Tensor& normed, const Tensor& reciprocal,
-                                       const Tensor& x, const Tensor& delta, const Tensor& gain, double epsilon) {
+                                       const Tensor& x, const Tensor& delta, const Tensor& gain,
+                                       double epsilon) {
   const int64_t tokens = x.rows(), hidden = x.row_size();
   cuda::expect(x, "rmsnorm x", activation_, tokens, hidden);
   cuda::expect(normed, "rmsnorm normed", activation_, tokens, hidden);
@@ -193,14 +212,16 @@ void CudaOps::residual_rmsnorm_forward(const Tensor& sum, const Tensor& normed, 
     cuda::with_pack<T>(packed, [&]<int N>(std::integral_constant<int, N>) {
       cuda::rmsnorm_kernel<T, N>
           <<<cuda::blocks_for(tokens, "tokens"), cuda::row_threads<N>(hidden), 0, stream_>>>(
-              cuda::rows_of<T>(sum), cuda::rows_of<T>(normed), reciprocal.as<float>(), cuda::rows_of<const T>(x),
-              cuda::rows_of<const T>(delta), cuda::gain_of(gain), static_cast<float>(epsilon), hidden);
+              cuda::rows_of<T>(sum), cuda::rows_of<T>(normed), reciprocal.as<float>(),
+              cuda::rows_of<const T>(x), cuda::rows_of<const T>(delta), cuda::gain_of(gain),
+              static_cast<float>(epsilon), hidden);
     });
   });
   cuda::check_launch("rmsnorm_kernel");
 }
 
-void CudaOps::rmsnorm_rebuild(const Tensor& normed, const Tensor& x, const Tensor& reciprocal, const Tensor& gain) {
+void CudaOps::rmsnorm_rebuild(const Tensor& normed, const Tensor& x, const Tensor& reciprocal,
+                              const Tensor& gain) {
   const int64_t tokens = x.rows(), hidden = x.row_size();
   cuda::expect(x, "rmsnorm x", activation_, tokens, hidden);
   cuda::expect(normed, "rmsnorm normed", activation_, tokens, hidden);
@@ -212,14 +233,15 @@ void CudaOps::rmsnorm_rebuild(const Tensor& normed, const Tensor& x, const Tenso
     cuda::with_pack<T>(packed, [&]<int N>(std::integral_constant<int, N>) {
       cuda::rmsnorm_rebuild_kernel<T, N>
           <<<cuda::blocks_for(tokens, "tokens"), cuda::row_threads<N>(hidden), 0, stream_>>>(
-              cuda::rows_of<T>(normed), cuda::rows_of<const T>(x), reciprocal.as<float>(), cuda::gain_of(gain), hidden);
+              cuda::rows_of<T>(normed), cuda::rows_of<const T>(x), reciprocal.as<float>(),
+              cuda::gain_of(gain), hidden);
     });
   });
   cuda::check_launch("rmsnorm_rebuild_kernel");
 }
 
-void CudaOps::rmsnorm_backward(const Tensor& d_x, const Tensor& d_gain, const Tensor& d_normed, const Tensor& x,
-                               const Tensor& reciprocal, const Tensor& gain) {
+void CudaOps::rmsnorm_backward(const Tensor& d_x, const Tensor& d_gain, const Tensor& d_normed,
+                               const Tensor& x, const Tensor& reciprocal, const Tensor& gain) {
   const int64_t tokens = x.rows(), hidden = x.row_size();
   cuda::expect(x, "rmsnorm x", activation_, tokens, hidden);
   cuda::expect(d_x, "rmsnorm d_x", activation_, tokens, hidden);
@@ -249,8 +271,8 @@ void CudaOps::rmsnorm_backward(const Tensor& d_x, const Tensor& d_gain, const Te
   cuda::check_launch("rmsnorm_backward_kernel");
   if (!d_gain) return;
   const unsigned blocks = cuda::blocks_for((hidden + cuda::kWarp - 1) / cuda::kWarp, "columns");
-  cuda::add_parts_kernel<<<blocks, dim3(cuda::kWarp, cuda::kWarp), 0, stream_>>>(d_gain.as<float>(), parts, runs,
-                                                                                 hidden);
+  cuda::add_parts_kernel<<<blocks, dim3(cuda::kWarp, cuda::kWarp), 0, stream_>>>(d_gain.as<float>(), parts,
+                                                                                 runs, hidden);
   cuda::check_launch("add_parts_kernel");
 }
 

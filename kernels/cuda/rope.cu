@@ -1,6 +1,6 @@
 // Rotates the halves of every head against one another, in place:  a' = a c - b s,  b' = b c + a s.
-// x [T, heads D] in bf16 or f32, angles [P, D / 2] in f32. Reads and writes T heads D elements and reads T D angles;
-// 3 FLOPs an element. Launch: a block per token; a thread rotates a pack of a half at a time.
+// x [T, heads D] in bf16 or f32, angles [P, D / 2] in f32. Reads and writes T heads D elements and reads T D
+// angles; 3 FLOPs an element. Launch: a block per token; a thread rotates a pack of a half at a time.
 #include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/device.cuh"
 
@@ -17,18 +17,19 @@ struct RopeShape {
 };
 
 template <class T, int N>
-__global__ void rope_kernel(T* x, const int32_t* positions, const float* cosines, const float* sines, RopeShape shape,
-                            Fault* fault) {
+__global__ void rope_kernel(T* x, const int32_t* positions, const float* cosines, const float* sines,
+                            RopeShape shape, Fault* fault) {
   const int64_t token = blockIdx.x;
   const int32_t position = positions[token];
   if (position < 0 || position >= shape.angles) {
     if (threadIdx.x == 0) report(fault, Fault::position, token, position, shape.angles);
     return;
   }
-  const float *const cosine_row = cosines + position * static_cast<int64_t>(shape.half);
-  const float *const sine_row = sines + position * static_cast<int64_t>(shape.half);
+  const float* const cosine_row = cosines + position * static_cast<int64_t>(shape.half);
+  const float* const sine_row = sines + position * static_cast<int64_t>(shape.half);
 #pragma unroll 2
-  for (int pair = static_cast<int>(threadIdx.x) * N; pair < shape.pairs; pair += static_cast<int>(blockDim.x) * N) {
+  for (int pair = static_cast<int>(threadIdx.x) * N; pair < shape.pairs;
+       pair += static_cast<int>(blockDim.x) * N) {
     const int head = pair / shape.half, column = pair % shape.half;
     T* const first = x + token * shape.stride + static_cast<int64_t>(head) * 2 * shape.half + column;
     T* const second = first + shape.half;
@@ -68,9 +69,9 @@ void CudaOps::rope(const Tensor& x, const Tensor& positions, const Tensor& cosin
   cuda::with_type(activation_, [&]<class T>(T) {
     cuda::with_pack<T>(packed, [&]<int N>(std::integral_constant<int, N>) {
       cuda::rope_kernel<T, N>
-          <<<cuda::blocks_for(tokens, "tokens"), cuda::threads_for(width / 2 / N, cuda::kMostThreads), 0, stream_>>>(
-              x.as<T>(), positions.as<int32_t>(), cosines.as<float>(), sines.as<float>(), shape,
-              static_cast<cuda::Fault*>(fault_.get()));
+          <<<cuda::blocks_for(tokens, "tokens"), cuda::threads_for(width / 2 / N, cuda::kMostThreads), 0,
+             stream_>>>(x.as<T>(), positions.as<int32_t>(), cosines.as<float>(), sines.as<float>(), shape,
+                        static_cast<cuda::Fault*>(fault_.get()));
     });
   });
   cuda::check_launch("rope_kernel");

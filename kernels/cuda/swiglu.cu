@@ -12,12 +12,14 @@ namespace {
 constexpr int64_t kMostThreads = 384;
 
 template <class T, int N>
-__global__ void swiglu_kernel(T* out, const T* gate_up, int64_t width, int64_t out_stride, int64_t in_stride) {
+__global__ void swiglu_kernel(T* out, const T* gate_up, int64_t width, int64_t out_stride,
+                              int64_t in_stride) {
   const int64_t row = blockIdx.x;
   const T *const gates = gate_up + row * in_stride, *const ups = gates + width;
   T* const to = out + row * out_stride;
 #pragma unroll 2
-  for (int64_t c = static_cast<int64_t>(threadIdx.x) * N; c < width; c += static_cast<int64_t>(blockDim.x) * N) {
+  for (int64_t c = static_cast<int64_t>(threadIdx.x) * N; c < width;
+       c += static_cast<int64_t>(blockDim.x) * N) {
     const Pack<T, N> gate = load<N>(gates + c), up = load<N>(ups + c);
     Pack<T, N> result;
     for (int i = 0; i < N; ++i) {
@@ -28,15 +30,17 @@ __global__ void swiglu_kernel(T* out, const T* gate_up, int64_t width, int64_t o
   }
 }
 
-// d_up = d silu(g);  d_gate = d up silu'(g),  silu'(g) = s (1 + g (1 - s)). In place as well: a thread reads a pack of
-// gate and of up before it writes these places.
+// d_up = d silu(g);  d_gate = d up silu'(g),  silu'(g) = s (1 + g (1 - s)). In place as well: a thread reads
+// a pack of gate and of up before it writes these places.
 template <class T, int N>
-__global__ void swiglu_backward_kernel(T* d_gate_up, const T* d_out, const T* gate_up, int64_t width, int64_t to_stride,
-                                       int64_t d_stride, int64_t in_stride) {
+__global__ void swiglu_backward_kernel(T* d_gate_up, const T* d_out, const T* gate_up, int64_t width,
+                                       int64_t to_stride, int64_t d_stride, int64_t in_stride) {
   const int64_t row = blockIdx.x;
-  const T *const gates = gate_up + row * in_stride, *const ups = gates + width, *const ds = d_out + row * d_stride;
+  const T *const gates = gate_up + row * in_stride, *const ups = gates + width,
+                 *const ds = d_out + row * d_stride;
   T *const d_gates = d_gate_up + row * to_stride, *const d_ups = d_gates + width;
-  for (int64_t c = static_cast<int64_t>(threadIdx.x) * N; c < width; c += static_cast<int64_t>(blockDim.x) * N) {
+  for (int64_t c = static_cast<int64_t>(threadIdx.x) * N; c < width;
+       c += static_cast<int64_t>(blockDim.x) * N) {
     const Pack<T, N> gate = load<N>(gates + c), up = load<N>(ups + c), d = load<N>(ds + c);
     Pack<T, N> d_gate, d_up;
     for (int i = 0; i < N; ++i) {
@@ -62,8 +66,8 @@ void CudaOps::swiglu_forward(const Tensor& out, const Tensor& gate_up) {
   cuda::with_type(activation_, [&]<class T>(T) {
     cuda::with_pack<T>(packed, [&]<int N>(std::integral_constant<int, N>) {
       cuda::swiglu_kernel<T, N>
-          <<<cuda::blocks_for(tokens, "tokens"), cuda::threads_for(width / N, cuda::kMostThreads), 0, stream_>>>(
-              out.as<T>(), gate_up.as<T>(), width, out.row_stride, gate_up.row_stride);
+          <<<cuda::blocks_for(tokens, "tokens"), cuda::threads_for(width / N, cuda::kMostThreads), 0,
+             stream_>>>(out.as<T>(), gate_up.as<T>(), width, out.row_stride, gate_up.row_stride);
     });
   });
   cuda::check_launch("swiglu_kernel");
@@ -79,9 +83,9 @@ void CudaOps::swiglu_backward(const Tensor& d_gate_up, const Tensor& d_out, cons
   cuda::with_type(activation_, [&]<class T>(T) {
     cuda::with_pack<T>(packed, [&]<int N>(std::integral_constant<int, N>) {
       cuda::swiglu_backward_kernel<T, N>
-          <<<cuda::blocks_for(tokens, "tokens"), cuda::threads_for(width / N, cuda::kMostThreads), 0, stream_>>>(
-              d_gate_up.as<T>(), d_out.as<T>(), gate_up.as<T>(), width, d_gate_up.row_stride, d_out.row_stride,
-              gate_up.row_stride);
+          <<<cuda::blocks_for(tokens, "tokens"), cuda::threads_for(width / N, cuda::kMostThreads), 0,
+             stream_>>>(d_gate_up.as<T>(), d_out.as<T>(), gate_up.as<T>(), width, d_gate_up.row_stride,
+                        d_out.row_stride, gate_up.row_stride);
     });
   });
   cuda::check_launch("swiglu_backward_kernel");

@@ -14,8 +14,8 @@ namespace sinklora {
 namespace cuda {
 namespace {
 
-constexpr int kPacks = 4;  // of a row in the registers of a thread
-constexpr int kMostThreads = 1024;
+constexpr int kPacks = 4;           // of a row in the registers of a thread
+constexpr int kMostThreads = 512;   // leaves 128 registers to each
 constexpr int64_t kMostRuns = 528;  // blocks of the backward: four for each multiprocessor of an H100
 constexpr int64_t kLeastRun = 4;    // tokens
 
@@ -36,13 +36,19 @@ struct Gain {
 };
 Gain gain_of(const Tensor& t) { return {t.data, t.dtype == DType::bf16}; }
 
+// Where pack p of this thread begins. A row is short: its columns are counted in 32 bits, rows in 64.
+template <int N>
+__device__ __forceinline__ int column(int p) {
+  return (p * static_cast<int>(blockDim.x) + static_cast<int>(threadIdx.x)) * N;
+}
+
 // normed = gain * x * r for the packs of this thread.
 template <class T, int N>
 __device__ __forceinline__ void write_normed(T* normed, const Pack<T, N> (&row)[kPacks], Gain gain, float r,
-                                             int64_t hidden) {
+                                             int hidden) {
 #pragma unroll
   for (int p = 0; p < kPacks; ++p) {
-    const int64_t c = (static_cast<int64_t>(p) * blockDim.x + threadIdx.x) * N;
+    const int c = column<N>(p);
     if (c >= hidden) break;
     float gains[N];
     load_floats<N>(gains, gain.data, gain.is_bf16, c);
@@ -53,14 +59,15 @@ __device__ __forceinline__ void write_normed(T* normed, const Pack<T, N> (&row)[
 }
 
 template <class T, int N>
-__global__ void rmsnorm_kernel(Rows<T> sum, Rows<T> normed, float* reciprocal, Rows<const T> x,
-                               Rows<const T> delta, Gain gain, float epsilon, int64_t hidden) {
+__global__ void __launch_bounds__(kMostThreads)
+    rmsnorm_kernel(Rows<T> sum, Rows<T> normed, float* reciprocal, Rows<const T> x, Rows<const T> delta,
+                   Gain gain, float epsilon, int hidden) {
   __shared__ float partial[kMostThreads / kWarp];
   const int64_t token = blockIdx.x;
   Pack<T, N> row[kPacks], added[kPacks];
 #pragma unroll
   for (int p = 0; p < kPacks; ++p) {
-    const int64_t c = (static_cast<int64_t>(p) * blockDim.x + threadIdx.x) * N;
+    const int c = column<N>(p);
     if (c >= hidden) break;
     row[p] = load<N>(x[token] + c);
     if (delta.data) added[p] = load<N>(delta[token] + c);
@@ -68,7 +75,7 @@ __global__ void rmsnorm_kernel(Rows<T> sum, Rows<T> normed, float* reciprocal, R
   float squares = 0;
 #pragma unroll
   for (int p = 0; p < kPacks; ++p) {
-    const int64_t c = (static_cast<int64_t>(p) * blockDim.x + threadIdx.x) * N;
+    const int c = column<N>(p);
     if (c >= hidden) break;
     if (delta.data) {
       for (int i = 0; i < N; ++i)
@@ -83,13 +90,13 @@ __global__ void rmsnorm_kernel(Rows<T> sum, Rows<T> normed, float* reciprocal, R
 }
 
 template <class T, int N>
-__global__ void rmsnorm_rebuild_kernel(Rows<T> normed, Rows<const T> x, const float* reciprocal, Gain gain,
-                                       int64_t hidden) {
+__global__ void __launch_bounds__(kMostThreads)
+    rmsnorm_rebuild_kernel(Rows<T> normed, Rows<const T> x, const float* reciprocal, Gain gain, int hidden) {
   const int64_t token = blockIdx.x;
   Pack<T, N> row[kPacks];
 #pragma unroll
   for (int p = 0; p < kPacks; ++p) {
-    const int64_t c = (static_cast<int64_t>(p) * blockDim.x + threadIdx.x) * N;
+    const int c = column<N>(p);
     if (c < hidden) row[p] = load<N>(x[token] + c);
   }
   write_normed<T, N>(normed[token], row, gain, reciprocal[token], hidden);
@@ -101,9 +108,9 @@ __device__ __forceinline__ void prefetch(const void* address) {
 
 // d_gain_parts: [runs, H] or nowhere.
 template <class T, int N>
-__global__ void rmsnorm_backward_kernel(Rows<T> d_x, float* d_gain_parts, Rows<const T> d_normed,
-                                        Rows<const T> x, const float* reciprocal, Gain gain, int64_t hidden,
-                                        int64_t tokens, int64_t run) {
+__global__ void __launch_bounds__(kMostThreads)
+    rmsnorm_backward_kernel(Rows<T> d_x, float* d_gain_parts, Rows<const T> d_normed, Rows<const T> x,
+                            const float* reciprocal, Gain gain, int hidden, int64_t tokens, int64_t run) {
   __shared__ float partial[kMostThreads / kWarp];
   float d_gain[kPacks][N] = {};
   const int64_t begin = blockIdx.x * run, end = begin + run < tokens ? begin + run : tokens;
@@ -111,7 +118,7 @@ __global__ void rmsnorm_backward_kernel(Rows<T> d_x, float* d_gain_parts, Rows<c
     Pack<T, N> dy[kPacks], in[kPacks], dx[kPacks];
 #pragma unroll
     for (int p = 0; p < kPacks; ++p) {
-      const int64_t c = (static_cast<int64_t>(p) * blockDim.x + threadIdx.x) * N;
+      const int c = column<N>(p);
       if (c >= hidden) break;
       dy[p] = load<N>(d_normed[token] + c);
       in[p] = load<N>(x[token] + c);
@@ -120,7 +127,7 @@ __global__ void rmsnorm_backward_kernel(Rows<T> d_x, float* d_gain_parts, Rows<c
     if (token + 1 < end) {  // the next rows travel to the L2 cache while this one is worked on
 #pragma unroll
       for (int p = 0; p < kPacks; ++p) {
-        const int64_t c = (static_cast<int64_t>(p) * blockDim.x + threadIdx.x) * N;
+        const int c = column<N>(p);
         if (c >= hidden) break;
         prefetch(d_normed[token + 1] + c);
         prefetch(x[token + 1] + c);
@@ -131,7 +138,7 @@ __global__ void rmsnorm_backward_kernel(Rows<T> d_x, float* d_gain_parts, Rows<c
     float dot = 0;
 #pragma unroll
     for (int p = 0; p < kPacks; ++p) {
-      const int64_t c = (static_cast<int64_t>(p) * blockDim.x + threadIdx.x) * N;
+      const int c = column<N>(p);
       if (c >= hidden) break;
       float gains[N];
       load_floats<N>(gains, gain.data, gain.is_bf16, c);
@@ -144,7 +151,7 @@ __global__ void rmsnorm_backward_kernel(Rows<T> d_x, float* d_gain_parts, Rows<c
     const float along = block_sum(dot, partial) / static_cast<float>(hidden) * r * r;
 #pragma unroll
     for (int p = 0; p < kPacks; ++p) {
-      const int64_t c = (static_cast<int64_t>(p) * blockDim.x + threadIdx.x) * N;
+      const int c = column<N>(p);
       if (c >= hidden) break;
       float gains[N];
       load_floats<N>(gains, gain.data, gain.is_bf16, c);
@@ -158,9 +165,10 @@ __global__ void rmsnorm_backward_kernel(Rows<T> d_x, float* d_gain_parts, Rows<c
   if (!d_gain_parts) return;
 #pragma unroll
   for (int p = 0; p < kPacks; ++p) {
-    const int64_t c = (static_cast<int64_t>(p) * blockDim.x + threadIdx.x) * N;
+    const int c = column<N>(p);
     if (c >= hidden) break;
-    for (int i = 0; i < N; ++i) d_gain_parts[blockIdx.x * hidden + c + i] = d_gain[p][i];
+    for (int i = 0; i < N; ++i)
+      d_gain_parts[static_cast<int64_t>(blockIdx.x) * hidden + c + i] = d_gain[p][i];
   }
 }
 
@@ -214,7 +222,7 @@ void CudaOps::residual_rmsnorm_forward(const Tensor& sum, const Tensor& normed, 
           <<<cuda::blocks_for(tokens, "tokens"), cuda::row_threads<N>(hidden), 0, stream_>>>(
               cuda::rows_of<T>(sum), cuda::rows_of<T>(normed), reciprocal.as<float>(),
               cuda::rows_of<const T>(x), cuda::rows_of<const T>(delta), cuda::gain_of(gain),
-              static_cast<float>(epsilon), hidden);
+              static_cast<float>(epsilon), static_cast<int>(hidden));
     });
   });
   cuda::check_launch("rmsnorm_kernel");
@@ -234,7 +242,7 @@ void CudaOps::rmsnorm_rebuild(const Tensor& normed, const Tensor& x, const Tenso
       cuda::rmsnorm_rebuild_kernel<T, N>
           <<<cuda::blocks_for(tokens, "tokens"), cuda::row_threads<N>(hidden), 0, stream_>>>(
               cuda::rows_of<T>(normed), cuda::rows_of<const T>(x), reciprocal.as<float>(),
-              cuda::gain_of(gain), hidden);
+              cuda::gain_of(gain), static_cast<int>(hidden));
     });
   });
   cuda::check_launch("rmsnorm_rebuild_kernel");
@@ -265,7 +273,7 @@ void CudaOps::rmsnorm_backward(const Tensor& d_x, const Tensor& d_gain, const Te
       cuda::rmsnorm_backward_kernel<T, N>
           <<<cuda::blocks_for(runs, "runs of tokens"), cuda::row_threads<N>(hidden), 0, stream_>>>(
               cuda::rows_of<T>(d_x), parts, cuda::rows_of<const T>(d_normed), cuda::rows_of<const T>(x),
-              reciprocal.as<float>(), cuda::gain_of(gain), hidden, tokens, run);
+              reciprocal.as<float>(), cuda::gain_of(gain), static_cast<int>(hidden), tokens, run);
     });
   });
   cuda::check_launch("rmsnorm_backward_kernel");

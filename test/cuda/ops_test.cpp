@@ -23,7 +23,7 @@ Values ids_below(int64_t count, int64_t bound, std::string_view name) {
 
 TEST_CASE("RMSNorm forward, with and without a residual, rebuilt and backward") {
   for (const int64_t rows : kRaggedRows) {
-    for (const auto& [hidden, padding] : {std::pair<int64_t, int64_t>{576, 64}, {49, 3}, {4096, 0}}) {
+    for (const auto& [hidden, padding] : {std::pair<int64_t, int64_t>{192, 64}, {49, 3}, {4096, 0}}) {
       if (rows > 100 && hidden > 1000) continue;
       CAPTURE(rows);
       CAPTURE(hidden);
@@ -87,7 +87,7 @@ TEST_CASE("RMSNorm forward, with and without a residual, rebuilt and backward") 
 
 TEST_CASE("SwiGLU forward, backward and backward in place") {
   for (const int64_t rows : kRaggedRows) {
-    for (const auto& [width, padding] : {std::pair<int64_t, int64_t>{344, 8}, {57, 1}, {11008, 0}}) {
+    for (const auto& [width, padding] : {std::pair<int64_t, int64_t>{88, 8}, {57, 1}, {11008, 0}}) {
       if (rows > 100 && width > 1000) continue;
       CAPTURE(rows);
       CAPTURE(width);
@@ -114,7 +114,7 @@ TEST_CASE("SwiGLU forward, backward and backward in place") {
 TEST_CASE("RoPE in place on a column slice, and back") {
   for (const int64_t rows : kRaggedRows) {
     for (const auto& [head_dim, heads, padding] :
-         {std::tuple<int64_t, int64_t, int64_t>{64, 5, 64}, {128, 3, 128}, {6, 3, 5}}) {
+         {std::tuple<int64_t, int64_t, int64_t>{64, 2, 64}, {128, 1, 128}, {6, 3, 5}}) {
       CAPTURE(rows);
       CAPTURE(head_dim);
       constexpr int64_t kAngles = 300;
@@ -139,7 +139,7 @@ TEST_CASE("RoPE in place on a column slice, and back") {
 TEST_CASE("embedding forward and backward, repeated ids") {
   for (const int64_t rows : kRaggedRows) {
     for (const auto& [vocabulary, hidden, padding] :
-         {std::tuple<int64_t, int64_t, int64_t>{1000, 192, 8}, {37, 45, 1}, {1, 8, 0}}) {
+         {std::tuple<int64_t, int64_t, int64_t>{1000, 72, 8}, {37, 45, 1}, {1, 8, 0}}) {
       CAPTURE(rows);
       CAPTURE(vocabulary);
       const Argument ids{"ids", Kind::i32, rows, 1, ids_below(rows, vocabulary, "ids"), false, 0, true};
@@ -158,6 +158,7 @@ TEST_CASE("embedding forward and backward, repeated ids") {
 }
 
 TEST_CASE("AdamW over three steps, the working copy rounded from the master") {
+  constexpr int64_t kTerms = 9;  // roundings of a moment: three a step
   for (const auto& [rows, columns] : {std::pair<int64_t, int64_t>{1, 1}, {31, 33}, {4097, 64}, {1, 4095}}) {
     CAPTURE(rows);
     const int64_t n = rows * columns;
@@ -165,10 +166,10 @@ TEST_CASE("AdamW over three steps, the working copy rounded from the master") {
     for (double& x : squares) x = std::fabs(x);
     check_op(
         {{"working", Kind::act, rows, columns, {}, true},
-         {"master", Kind::stat, rows, columns, normal_values(n, "master"), true},
+         {"master", Kind::stat, rows, columns, normal_values(n, "master"), true, 0, false, kTerms},
          {"gradient", Kind::stat, rows, columns, normal_values(n, "gradient", 0.1)},
-         {"m", Kind::stat, rows, columns, normal_values(n, "m", 0.01), true},
-         {"v", Kind::stat, rows, columns, squares, true}},
+         {"m", Kind::stat, rows, columns, normal_values(n, "m", 0.01), true, 0, false, kTerms},
+         {"v", Kind::stat, rows, columns, squares, true, 0, false, kTerms}},
         [](Ops& ops, const auto& t) {
           AdamWStep step{1e-2, 0.9, 0.95, 1e-8, 0.1, 1, 0.5};
           for (step.step = 1; step.step <= 3; ++step.step) ops.adamw(t[0], t[1], t[2], t[3], t[4], step);

@@ -89,7 +89,7 @@ void CudaOps::embedding_forward(const Tensor& out, const Tensor& table, const Te
   const bool packed = cuda::packable(out) && cuda::packable(table);
   cuda::with_type(activation_, [&]<class Out>(Out) {
     cuda::with_type(table.dtype, [&]<class In>(In) {
-      // The narrower type's pack, so that neither side is more than 16 bytes a move.
+      // As many as 16 bytes of the wider type hold, so that neither side moves more.
       using Wider = std::conditional_t<(sizeof(Out) > sizeof(In)), Out, In>;
       cuda::with_pack<Wider>(packed, [&]<int N>(std::integral_constant<int, N>) {
         cuda::embedding_kernel<Out, In, N>

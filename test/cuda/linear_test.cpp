@@ -1,6 +1,7 @@
 // Linear layers and the LM head: products on tensor cores against plain loops of the same precision.
 #include <omp.h>
 
+#include "kernels/cuda/cuda_ops.h"
 #include "test/cuda/gpu_test.h"
 
 using namespace sinklora;
@@ -238,6 +239,42 @@ TEST_CASE("frozen weights of the other type") {
   };
   const std::vector<Argument> arguments{y, from, {"W", Kind::act, out, in, w}};
   CHECK(evaluate(*backends().f32, arguments, direct) == evaluate(*backends().f32, arguments, through_bf16));
+}
+
+TEST_CASE("the product for shapes that cuBLASLt has no kernel for") {
+  constexpr int64_t m = 37, n = 21, k = 53;
+  for (const bool transposed : {false, true}) {
+    CAPTURE(transposed);
+    const int64_t a_rows = transposed ? k : m, a_columns = transposed ? m : k;
+    check_op(
+        {{"d", Kind::act, m, n, normal_values(m * n, "d"), true, 3},
+         {"a", Kind::act, a_rows, a_columns, normal_values(m * k, "a"), false, 1},
+         {"b", Kind::act, k, n, normal_values(k * n, "b"), false, 5}},
+        [&](Ops& ops, const std::vector<Tensor>& t) {
+          if (ops.device() == Device::cpu) {  // d = 2 a b + d
+            for (int64_t i = 0; i < m; ++i)
+              for (int64_t j = 0; j < n; ++j) {
+                double sum = 0;
+                for (int64_t l = 0; l < k; ++l)
+                  sum += t[1].as<double>()[transposed ? l * t[1].row_stride + i : i * t[1].row_stride + l] *
+                         t[2].as<double>()[l * t[2].row_stride + j];
+                t[0].as<double>()[i * t[0].row_stride + j] += 2 * sum;
+              }
+            return;
+          }
+          const int64_t one = 1, stride = t[1].row_stride;
+          cuda::launch_tiled_product(
+              {t[1].data, t[2].data, t[0].data, m, n, k, transposed ? one : stride, transposed ? stride : one,
+               t[2].row_stride, 1, t[0].row_stride, 2.0f, true},
+              t[0].dtype, t[0].dtype, dynamic_cast<CudaOps&>(ops).stream());
+        },
+        kManyRepeats,
+        [&](const std::vector<Argument>& a, DType activation) {
+          Values d = product(m, n, k, {a[1].values, a_columns, 0, transposed}, {a[2].values, n});
+          for (size_t i = 0; i < d.size(); ++i) d[i] = rounded(2 * d[i] + a[0].values[i], activation);
+          return std::vector<Values>{d};
+        });
+  }
 }
 
 TEST_CASE("LM head: loss and gradients, rows that are not scored, several chunks") {

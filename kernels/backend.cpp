@@ -3,6 +3,7 @@
 #include <fstream>
 
 #include "base/error.h"
+#include "kernels/cuda_backend.h"
 
 namespace sinklora {
 
@@ -10,13 +11,14 @@ std::unique_ptr<Ops> make_ops(const std::string& device, const std::string& prec
   if (precision != "fp32" && precision != "bf16")
     fail_usage("--precision {}: choose bf16 or fp32", precision);
   if (device == "cpu") return make_cpu_ops(DType::f32);
-  if (device == "cuda") fail_usage("--device cuda: this build has no CUDA backend; use --device cpu");
+  if (device == "cuda") return make_cuda_ops(frozen_dtype(precision));
   fail_usage("--device {}: choose cpu or cuda", device);
 }
 
 DType frozen_dtype(const std::string& precision) { return precision == "bf16" ? DType::bf16 : DType::f32; }
 
-int64_t available_memory(const std::string&) {
+int64_t available_memory(const std::string& device) {
+  if (device == "cuda") return cuda_available_memory();
   std::ifstream file("/proc/meminfo");
   std::string key, unit;
   for (int64_t kib = 0; file >> key >> kib; std::getline(file, unit))

@@ -3,14 +3,15 @@
 #include <algorithm>
 #include <cmath>
 #include <numbers>
+#include <vector>
 
 namespace sinklora {
 
 double gradient_norm(Ops& ops, const Weights& weights) {
-  double sum = 0;
+  std::vector<Tensor> gradients;
   for (const Parameter& parameter : weights.parameters)
-    if (parameter.trained()) sum += ops.sum_of_squares(parameter.weight.gradient);
-  return std::sqrt(sum);
+    if (parameter.trained()) gradients.push_back(parameter.weight.gradient);
+  return std::sqrt(ops.sum_of_squares(gradients));
 }
 
 void update_parameters(Ops& ops, const Weights& weights, const AdamWStep& step) {

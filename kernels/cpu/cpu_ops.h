@@ -77,6 +77,7 @@ class CpuOps final : public Ops {
   void adamw(const Tensor& working, const Tensor& master, const Tensor& gradient, const Tensor& m,
              const Tensor& v, const AdamWStep& step) override;
   double sum_of_squares(const Tensor& x) override;
+  using Ops::sum_of_squares;
 
  private:
   // Runs a kernel, a generic lambda over a value of the compute type.

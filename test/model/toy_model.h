@@ -52,10 +52,12 @@ inline ModelOptions lora_plus(const LlamaConfig& config, const std::vector<std::
 
 // A model of random weights, adapters' B included, in memory.
 struct ToyModel {
-  ToyModel(DType compute, const LlamaConfig& config, const ModelOptions& model, int64_t tokens,
+  ToyModel(DType compute, const LlamaConfig& config, const ModelOptions& model, int64_t tokens, Recompute recompute)
+      : ToyModel(make_cpu_ops(compute), config, model, tokens, recompute) {}
+  ToyModel(std::unique_ptr<Ops> backend, const LlamaConfig& config, const ModelOptions& model, int64_t tokens,
            Recompute recompute)
-      : ops(make_cpu_ops(compute)),
-        llama(*ops, config, with_precision(model, compute), {tokens, tokens, tokens, true, recompute}) {
+      : ops(std::move(backend)),
+        llama(*ops, config, with_precision(model, ops->activation_dtype()), {tokens, tokens, tokens, true, recompute}) {
     llama.allocate();
     for (const Parameter& parameter : llama.weights().parameters) {
       // Wide enough for softmax, SwiGLU and norms to be far from linear.
@@ -65,6 +67,8 @@ struct ToyModel {
       for (size_t i = 0; i < numbers.size(); ++i)
         numbers[i] = static_cast<float>((norm ? 1.0 : 0.0) + 0.25 * random.normal(i));
       upload_numbers(*ops, parameter.weight.value, numbers);
+      if (parameter.weight.master && parameter.weight.master.data != parameter.weight.value.data)
+        upload_numbers(*ops, parameter.weight.master, numbers);
     }
   }
   static ModelOptions with_precision(ModelOptions options, DType compute) {

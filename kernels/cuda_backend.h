@@ -1,0 +1,19 @@
+// The door to kernels/cuda, without any header of the vendor. A build without CUDA has a stub behind it that
+// says so.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+
+#include "kernels/ops.h"
+
+namespace sinklora {
+
+// The CUDA backend on GPU `index`; `activation` is f32 (true fp32, no TF32) or bf16. An instance belongs to
+// the thread that made it.
+std::unique_ptr<Ops> make_cuda_ops(DType activation, int index = 0);
+
+// Free bytes of GPU `index`.
+int64_t cuda_available_memory(int index = 0);
+
+}  // namespace sinklora

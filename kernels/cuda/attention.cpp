@@ -27,7 +27,8 @@ struct Workspace {
   int* turn;
   int64_t turn_bytes, tile_slots, chunk, bytes = 0;
 
-  Workspace(void* base, const AttentionShape& shape, const AttentionPattern& pattern) : base_(static_cast<char*>(base)) {
+  Workspace(void* base, const AttentionShape& shape, const AttentionPattern& pattern)
+      : base_(static_cast<char*>(base)) {
     const bool on_tensor_cores = shape.dtype == DType::bf16;
     const int64_t sinks = on_tensor_cores ? pattern.num_sinks : 0;
     tile_slots = on_tensor_cores ? shape.tokens / query_tile + shape.sequences : 0;
@@ -64,24 +65,29 @@ AttentionPattern without_idle_sinks(AttentionPattern pattern) {
 }
 
 AttentionShape shape_of(const Tensor& q, const Tensor& k, const SequenceView& sequences, int64_t head_dim) {
-  return {.dtype = q.dtype, .tokens = q.rows(), .sequences = sequences.count, .num_heads = q.row_size() / head_dim,
-          .num_kv_heads = k.row_size() / head_dim, .head_dim = head_dim};
+  return {.dtype = q.dtype,
+          .tokens = q.rows(),
+          .sequences = sequences.count,
+          .num_heads = q.row_size() / head_dim,
+          .num_kv_heads = k.row_size() / head_dim,
+          .head_dim = head_dim};
 }
 
 template <class T>
 Rows<T> rows_of(const Tensor& tensor, const AttentionShape& shape, int64_t columns) {
   if (tensor.dtype != shape.dtype || tensor.rows() != shape.tokens || tensor.row_size() != columns)
-    fail_internal("attention: {} where {} [{}, {}] is wanted", describe(tensor), name_of(shape.dtype), shape.tokens,
-                  columns);
-  if (reinterpret_cast<uintptr_t>(tensor.data) % 16 != 0 || tensor.row_stride * size_of(tensor.dtype) % 16 != 0)
+    fail_internal("attention: {} where {} [{}, {}] is wanted", describe(tensor), name_of(shape.dtype),
+                  shape.tokens, columns);
+  if (reinterpret_cast<uintptr_t>(tensor.data) % 16 != 0 ||
+      tensor.row_stride * size_of(tensor.dtype) % 16 != 0)
     fail_internal("attention: rows of {} do not begin at multiples of 16 bytes", describe(tensor));
   return {static_cast<T*>(tensor.data), tensor.row_stride};
 }
 
 template <class T>
-void set_arguments(AttentionArguments<T>& a, const Tensor& out, const Tensor& lse, const Tensor& q, const Tensor& k,
-                   const Tensor& v, const SequenceView& sequences, const AttentionPattern& pattern,
-                   const AttentionShape& shape) {
+void set_arguments(AttentionArguments<T>& a, const Tensor& out, const Tensor& lse, const Tensor& q,
+                   const Tensor& k, const Tensor& v, const SequenceView& sequences,
+                   const AttentionPattern& pattern, const AttentionShape& shape) {
   const int64_t columns = shape.num_heads * shape.head_dim, kv_columns = shape.num_kv_heads * shape.head_dim;
   if (shape.num_kv_heads == 0 || shape.num_heads % shape.num_kv_heads != 0)
     fail_internal("attention: {} query heads for {} key/value heads", shape.num_heads, shape.num_kv_heads);
@@ -92,8 +98,8 @@ void set_arguments(AttentionArguments<T>& a, const Tensor& out, const Tensor& ls
   a.v = rows_of<const T>(v, shape, kv_columns);
   a.out = rows_of<T>(out, shape, columns);
   if (lse.dtype != DType::f32 || lse.rows() != shape.num_heads || lse.row_size() != shape.tokens)
-    fail_internal("attention: {} where the log-sum-exp f32 [{}, {}] is wanted", describe(lse), shape.num_heads,
-                  shape.tokens);
+    fail_internal("attention: {} where the log-sum-exp f32 [{}, {}] is wanted", describe(lse),
+                  shape.num_heads, shape.tokens);
   a.lse = {static_cast<float*>(lse.data), lse.row_stride};
   a.offsets = static_cast<const int64_t*>(sequences.offsets.data);
   a.tokens = shape.tokens;
@@ -105,8 +111,8 @@ void set_arguments(AttentionArguments<T>& a, const Tensor& out, const Tensor& ls
   a.scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(shape.head_dim)));
 }
 
-// KV heads whose blocks run side by side: few, so that what they share (queries, dO, the sums of dQ of one run) stays
-// in the L2 cache, but not fewer than fill it.
+// KV heads whose blocks run side by side: few, so that what they share (queries, dO, the sums of dQ of one
+// run) stays in the L2 cache, but not fewer than fill it.
 int64_t heads_at_once(const AttentionShape& shape, const AttentionPattern& pattern, int64_t max_length) {
   constexpr int64_t cache = 24 << 20;
   const int64_t run = pattern.group_size == 0 ? max_length : std::min(pattern.group_size, max_length);
@@ -115,12 +121,13 @@ int64_t heads_at_once(const AttentionShape& shape, const AttentionPattern& patte
 }
 
 template <class T>
-void set_gradient_arguments(AttentionGradientArguments<T>& a, const Tensor& d_q, const Tensor& d_k, const Tensor& d_v,
-                            const Tensor& d_out, const AttentionShape& shape, void* workspace,
-                            int64_t workspace_bytes, cudaStream_t stream) {
+void set_gradient_arguments(AttentionGradientArguments<T>& a, const Tensor& d_q, const Tensor& d_k,
+                            const Tensor& d_v, const Tensor& d_out, const AttentionShape& shape,
+                            void* workspace, int64_t workspace_bytes, cudaStream_t stream) {
   const Workspace w(workspace, shape, a.pattern);
   if (w.bytes > workspace_bytes)
-    fail_internal("attention backward: a workspace of {} bytes where {} are needed", workspace_bytes, w.bytes);
+    fail_internal("attention backward: a workspace of {} bytes where {} are needed", workspace_bytes,
+                  w.bytes);
   const int64_t columns = shape.num_heads * shape.head_dim, kv_columns = shape.num_kv_heads * shape.head_dim;
   a.d_out = rows_of<const T>(d_out, shape, columns);
   a.d_q = rows_of<T>(d_q, shape, columns);
@@ -135,14 +142,15 @@ void set_gradient_arguments(AttentionGradientArguments<T>& a, const Tensor& d_q,
   a.tile_slots = w.tile_slots;
   a.chunk = w.chunk;
   a.heads_at_once = heads_at_once(shape, a.pattern, a.max_length);
-  check_attention(cudaMemsetAsync(w.turn, 0, static_cast<size_t>(w.turn_bytes), stream), "attention backward");
+  check_attention(cudaMemsetAsync(w.turn, 0, static_cast<size_t>(w.turn_bytes), stream),
+                  "attention backward");
 }
 
 }  // namespace
 
-void attention_forward(const Tensor& out, const Tensor& lse, const Tensor& q, const Tensor& k, const Tensor& v,
-                       const SequenceView& sequences, const AttentionPattern& pattern, int64_t head_dim,
-                       cudaStream_t stream) {
+void attention_forward(const Tensor& out, const Tensor& lse, const Tensor& q, const Tensor& k,
+                       const Tensor& v, const SequenceView& sequences, const AttentionPattern& pattern,
+                       int64_t head_dim, cudaStream_t stream) {
   check_head_dim(head_dim);
   const AttentionShape shape = shape_of(q, k, sequences, head_dim);
   if (shape.tokens == 0 || sequences.count == 0) return;
@@ -151,9 +159,12 @@ void attention_forward(const Tensor& out, const Tensor& lse, const Tensor& q, co
     kernel(a, head_dim, stream);
   };
   switch (shape.dtype) {
-    case DType::bf16: return run(AttentionArguments<uint16_t>{}, forward_tensor_core);
-    case DType::f32: return run(AttentionArguments<float>{}, forward_plain);
-    default: fail_input("attention on the GPU: {} is not supported; bf16 and f32 are", name_of(shape.dtype));
+    case DType::bf16:
+      return run(AttentionArguments<uint16_t>{}, forward_tensor_core);
+    case DType::f32:
+      return run(AttentionArguments<float>{}, forward_plain);
+    default:
+      fail_input("attention on the GPU: {} is not supported; bf16 and f32 are", name_of(shape.dtype));
   }
 }
 
@@ -161,10 +172,10 @@ int64_t attention_backward_workspace(const AttentionShape& shape, const Attentio
   return Workspace(nullptr, shape, without_idle_sinks(pattern)).bytes;
 }
 
-void attention_backward(const Tensor& d_q, const Tensor& d_k, const Tensor& d_v, const Tensor& d_out, const Tensor& q,
-                        const Tensor& k, const Tensor& v, const Tensor& out, const Tensor& lse,
-                        const SequenceView& sequences, const AttentionPattern& pattern, int64_t head_dim,
-                        void* workspace, int64_t workspace_bytes, cudaStream_t stream) {
+void attention_backward(const Tensor& d_q, const Tensor& d_k, const Tensor& d_v, const Tensor& d_out,
+                        const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out,
+                        const Tensor& lse, const SequenceView& sequences, const AttentionPattern& pattern,
+                        int64_t head_dim, void* workspace, int64_t workspace_bytes, cudaStream_t stream) {
   check_head_dim(head_dim);
   const AttentionShape shape = shape_of(q, k, sequences, head_dim);
   if (shape.tokens == 0 || sequences.count == 0) return;
@@ -177,8 +188,10 @@ void attention_backward(const Tensor& d_q, const Tensor& d_k, const Tensor& d_v,
     case DType::bf16:
       return run(AttentionGradientArguments<uint16_t>{}, backward_prepare, backward_tensor_core,
                  backward_finish_sinks);
-    case DType::f32: return run(AttentionGradientArguments<float>{}, backward_plain);
-    default: fail_input("attention on the GPU: {} is not supported; bf16 and f32 are", name_of(shape.dtype));
+    case DType::f32:
+      return run(AttentionGradientArguments<float>{}, backward_plain);
+    default:
+      fail_input("attention on the GPU: {} is not supported; bf16 and f32 are", name_of(shape.dtype));
   }
 }
 

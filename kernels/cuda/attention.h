@@ -1,7 +1,8 @@
-// Attention on the GPU: what CudaOps calls. The formulas, shapes and dtypes are those of Ops::attention_forward and
-// Ops::attention_backward (kernels/ops.h). bf16 runs on tensor cores; f32 is a plain kernel for comparisons.
-// head_dim is 64 or 128. q, k, v, d_q, d_k, d_v may be column slices of one buffer; rows and columns begin at
-// multiples of 16 bytes. Nothing here waits, allocates, or reads device memory from the host.
+// Attention on the GPU: what CudaOps calls. The formulas, shapes and dtypes are those of
+// Ops::attention_forward and Ops::attention_backward (kernels/ops.h). bf16 runs on tensor cores; f32 is a
+// plain kernel for comparisons. head_dim is 64 or 128. q, k, v, d_q, d_k, d_v may be column slices of one
+// buffer; rows and columns begin at multiples of 16 bytes. Nothing here waits, allocates, or reads device
+// memory from the host.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -10,9 +11,9 @@
 
 namespace sinklora::cuda {
 
-void attention_forward(const Tensor& out, const Tensor& lse, const Tensor& q, const Tensor& k, const Tensor& v,
-                       const SequenceView& sequences, const AttentionPattern& pattern, int64_t head_dim,
-                       cudaStream_t stream);
+void attention_forward(const Tensor& out, const Tensor& lse, const Tensor& q, const Tensor& k,
+                       const Tensor& v, const SequenceView& sequences, const AttentionPattern& pattern,
+                       int64_t head_dim, cudaStream_t stream);
 
 struct AttentionShape {
   DType dtype = DType::bf16;
@@ -24,9 +25,9 @@ struct AttentionShape {
 int64_t attention_backward_workspace(const AttentionShape& shape, const AttentionPattern& pattern);
 
 // `workspace`: attention_backward_workspace() bytes, aligned to 256; its content does not matter.
-void attention_backward(const Tensor& d_q, const Tensor& d_k, const Tensor& d_v, const Tensor& d_out, const Tensor& q,
-                        const Tensor& k, const Tensor& v, const Tensor& out, const Tensor& lse,
-                        const SequenceView& sequences, const AttentionPattern& pattern, int64_t head_dim,
-                        void* workspace, int64_t workspace_bytes, cudaStream_t stream);
+void attention_backward(const Tensor& d_q, const Tensor& d_k, const Tensor& d_v, const Tensor& d_out,
+                        const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out,
+                        const Tensor& lse, const SequenceView& sequences, const AttentionPattern& pattern,
+                        int64_t head_dim, void* workspace, int64_t workspace_bytes, cudaStream_t stream);
 
 }  // namespace sinklora::cuda

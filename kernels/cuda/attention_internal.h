@@ -1,5 +1,5 @@
-// Between the checked entry points of attention.cpp and the kernels. Pointers and numbers only: no header that the
-// CUDA compiler need not read.
+// Between the checked entry points of attention.cpp and the kernels. Pointers and numbers only: no header
+// that the CUDA compiler need not read.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -33,8 +33,8 @@ struct AttentionArguments {
   float scale;  // 1 / sqrt(D)
 };
 
-// Query tiles and query chunks of a batch are counted without reading the offsets: those of sequence s begin at
-// offsets[s] / size + s, which leaves at most one unused slot a sequence.
+// Query tiles and query chunks of a batch are counted without reading the offsets: those of sequence s begin
+// at offsets[s] / size + s, which leaves at most one unused slot a sequence.
 constexpr int64_t query_tile = 64, key_tile = 128;
 SINKLORA_HOST_DEVICE inline int64_t slot_base(int64_t offset, int64_t sequence, int64_t size) {
   return offset / size + sequence;
@@ -44,24 +44,27 @@ template <class T>
 struct AttentionGradientArguments : AttentionArguments<T> {
   Rows<const T> d_out;
   Rows<T> d_q, d_k, d_v;
-  float* delta;        // [Hq, T]: sum over d of d_out * out
-  float* d_q_sum;      // [Hq, query tiles, 64, D], swizzled: d_q while key tiles add to it in turn
-  int* turn;           // [Hq, query tiles]: how many key tiles have added
-  int* ticket;         // the next item of work
-  float* sink_parts;   // [query chunks, Hq, sinks rounded up to 16, 2, D]: dK, dV of sinks outside the run, by chunk
-  float* sink_base;    // [S, Hkv, sinks, 2, D]: dK, dV of sinks inside the run
-  int64_t tile_slots;  // query tiles, unused ones included
-  int64_t chunk;       // queries of one chunk
-  int64_t heads_at_once;       // KV heads whose work is interleaved
+  float* delta;       // [Hq, T]: sum over d of d_out * out
+  float* d_q_sum;     // [Hq, query tiles, 64, D], swizzled: d_q while key tiles add to it in turn
+  int* turn;          // [Hq, query tiles]: how many key tiles have added
+  int* ticket;        // the next item of work
+  float* sink_parts;  // [query chunks, Hq, sinks rounded up to 16, 2, D]: dK, dV of sinks outside the run, by
+                      // chunk
+  float* sink_base;   // [S, Hkv, sinks, 2, D]: dK, dV of sinks inside the run
+  int64_t tile_slots;     // query tiles, unused ones included
+  int64_t chunk;          // queries of one chunk
+  int64_t heads_at_once;  // KV heads whose work is interleaved
 };
 
 void forward_plain(const AttentionArguments<float>& a, int64_t head_dim, cudaStream_t stream);
 void backward_plain(const AttentionGradientArguments<float>& a, int64_t head_dim, cudaStream_t stream);
 void forward_tensor_core(const AttentionArguments<uint16_t>& a, int64_t head_dim, cudaStream_t stream);
-void backward_tensor_core(const AttentionGradientArguments<uint16_t>& a, int64_t head_dim, cudaStream_t stream);
-// The parts of the backward around its main kernel (attention_sinks.cu): delta and the sinks' pairs before it,
-// the sinks' gradients after it.
+void backward_tensor_core(const AttentionGradientArguments<uint16_t>& a, int64_t head_dim,
+                          cudaStream_t stream);
+// The parts of the backward around its main kernel (attention_sinks.cu): delta and the sinks' pairs before
+// it, the sinks' gradients after it.
 void backward_prepare(const AttentionGradientArguments<uint16_t>& a, int64_t head_dim, cudaStream_t stream);
-void backward_finish_sinks(const AttentionGradientArguments<uint16_t>& a, int64_t head_dim, cudaStream_t stream);
+void backward_finish_sinks(const AttentionGradientArguments<uint16_t>& a, int64_t head_dim,
+                           cudaStream_t stream);
 
 }  // namespace sinklora::cuda

@@ -1,9 +1,10 @@
 // Attention in f32 on ordinary cores, forward and backward: for comparisons and small runs, not for speed.
 //
-// Shapes: q, out, d_q, d_out f32 [T, Hq * D]; k, v, d_k, d_v f32 [T, Hkv * D]; lse, delta f32 [Hq, T]; D = 64 or 128.
-// Work: forward 4 D FLOP a visible pair and query head, backward 14 D (two kernels, each with its own S and dP).
-// Launch: 8 warps for 32 rows of one head, 4 rows a warp. The other side's rows pass by in tiles of 32: a lane takes
-// one of them for the dot products, then D / 32 columns for the sums. Every sum has one order: no atomics.
+// Shapes: q, out, d_q, d_out f32 [T, Hq * D]; k, v, d_k, d_v f32 [T, Hkv * D]; lse, delta f32 [Hq, T]; D = 64
+// or 128. Work: forward 4 D FLOP a visible pair and query head, backward 14 D (two kernels, each with its own
+// S and dP). Launch: 8 warps for 32 rows of one head, 4 rows a warp. The other side's rows pass by in tiles
+// of 32: a lane takes one of them for the dot products, then D / 32 columns for the sums. Every sum has one
+// order: no atomics.
 #include <cmath>
 
 #include "kernels/cuda/attention_tiles.cuh"
@@ -13,7 +14,8 @@ namespace {
 
 constexpr int rows_per_block = 32, rows_per_warp = 4, plain_threads = 256;
 
-// Shared memory: x, y of the block's own rows, and of the passing rows (padded by one against bank conflicts).
+// Shared memory: x, y of the block's own rows, and of the passing rows (padded by one against bank
+// conflicts).
 template <int D>
 struct PlainShared {
   float own_x[rows_per_block][D], own_y[rows_per_block][D];
@@ -21,7 +23,8 @@ struct PlainShared {
 };
 
 template <int D, int STRIDE>
-__device__ void load_rows(float (*to)[STRIDE], Rows<const float> from, int64_t first, int64_t column, int valid) {
+__device__ void load_rows(float (*to)[STRIDE], Rows<const float> from, int64_t first, int64_t column,
+                          int valid) {
   for (int i = threadIdx.x; i < 32 * D; i += plain_threads)
     to[i / D][i % D] = i / D < valid ? from.data[(first + i / D) * from.stride + column + i % D] : 0.0f;
 }
@@ -77,7 +80,8 @@ __global__ void __launch_bounds__(plain_threads) plain_forward(AttentionArgument
     bounds[r] = row_bounds(a.pattern, w.head, w.first + own + r, w.length);
   }
   for (int part = 0; part < 2; ++part)
-    for (int key = part == 0 ? 0 : intervals.begin; key < (part == 0 ? intervals.low_end : intervals.end); key += 32) {
+    for (int key = part == 0 ? 0 : intervals.begin; key < (part == 0 ? intervals.low_end : intervals.end);
+         key += 32) {
       __syncthreads();
       load_rows<D>(s.x, a.k, w.start + key, kv_column, w.length - key);
       load_rows<D>(s.y, a.v, w.start + key, kv_column, w.length - key);
@@ -138,12 +142,15 @@ __global__ void __launch_bounds__(plain_threads) plain_backward_queries(Attentio
     float part = 0;
 #pragma unroll
     for (int c = 0; c < D / 32; ++c)
-      if (in_range) part += a.out.data[token * a.out.stride + w.head * D + c * 32 + lane] * s.own_y[own + r][c * 32 + lane];
+      if (in_range)
+        part +=
+            a.out.data[token * a.out.stride + w.head * D + c * 32 + lane] * s.own_y[own + r][c * 32 + lane];
     delta[r] = warp_sum(part);
     if (in_range && lane == 0) a.delta[w.head * a.tokens + token] = delta[r];
   }
   for (int part = 0; part < 2; ++part)
-    for (int key = part == 0 ? 0 : intervals.begin; key < (part == 0 ? intervals.low_end : intervals.end); key += 32) {
+    for (int key = part == 0 ? 0 : intervals.begin; key < (part == 0 ? intervals.low_end : intervals.end);
+         key += 32) {
       __syncthreads();
       load_rows<D>(s.x, a.k, w.start + key, kv_column, w.length - key);
       load_rows<D>(s.y, a.v, w.start + key, kv_column, w.length - key);
@@ -236,7 +243,8 @@ void launch(void (*kernel)(Arguments), const Arguments& a, int64_t heads, cudaSt
   check_attention(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared),
                   "attention in f32");
   const int64_t tiles = (a.max_length + rows_per_block - 1) / rows_per_block;
-  kernel<<<attention_blocks(tiles * heads * a.sequences, "attention in f32"), plain_threads, shared, stream>>>(a);
+  kernel<<<attention_blocks(tiles * heads * a.sequences, "attention in f32"), plain_threads, shared,
+           stream>>>(a);
   check_attention(cudaGetLastError(), "attention in f32");
 }
 

@@ -1,14 +1,15 @@
-// The parts of the attention backward around its main kernel: delta before it, and the pairs of queries with sinks
-// that lie outside their group. Sinks are seen by every query of the sequence, so their columns are as long as it is
-// and as narrow as the sinks are few: they get tiles of their own shape.
+// The parts of the attention backward around its main kernel: delta before it, and the pairs of queries with
+// sinks that lie outside their group. Sinks are seen by every query of the sequence, so their columns are as
+// long as it is and as narrow as the sinks are few: they get tiles of their own shape.
 //
 // delta_kernel: delta[h, t] = sum_d d_out out. Reads both once. One thread for 8 elements.
-// sinks_kernel: d_q of all such pairs (stored where the main kernel's key tiles go on adding), and the sinks' dK, dV
-//   summed over chunks of queries. q and dO are read once, d_q's f32 sums written once: memory-bound for 16 sinks.
-//   One block of 8 warps for (sequence, query head, chunk); up to 64 sinks at a time; a warp owns 16 of a tile's 128
-//   queries for S, dP and dQ, and 16 of the D columns for dK and dV.
-// finish_kernel: d_k, d_v of the sinks = the main kernel's part + chunks and query heads, always in the same order.
-// Formulas: attention_backward.cu.
+// sinks_kernel: d_q of all such pairs (stored where the main kernel's key tiles go on adding), and the sinks'
+// dK, dV
+//   summed over chunks of queries. q and dO are read once, d_q's f32 sums written once: memory-bound for 16
+//   sinks. One block of 8 warps for (sequence, query head, chunk); up to 64 sinks at a time; a warp owns 16
+//   of a tile's 128 queries for S, dP and dQ, and 16 of the D columns for dK and dV.
+// finish_kernel: d_k, d_v of the sinks = the main kernel's part + chunks and query heads, always in the same
+// order. Formulas: attention_backward.cu.
 #include "kernels/cuda/attention_tiles.cuh"
 #include "kernels/cuda/tensor_core.cuh"
 
@@ -190,12 +191,11 @@ __global__ void __launch_bounds__(sink_threads) sinks_kernel(AttentionGradientAr
       }
       load_tile<D, rows_per_tile, sink_threads>(
           memory + S::q, a.q.data + (w.start + row) * a.q.stride + w.head * D, a.q.stride, valid, thread);
-      load_tile<D, rows_per_tile, sink_threads>(
-          memory + S::d_out, a.d_out.data + (w.start + row) * a.d_out.stride + w.head * D, a.d_out.stride, valid,
-          thread);
+      load_tile<D, rows_per_tile, sink_threads>(memory + S::d_out,
+                                                a.d_out.data + (w.start + row) * a.d_out.stride + w.head * D,
+                                                a.d_out.stride, valid, thread);
       copy_async_commit();
-      const int end =
-          thread < rows_per_tile ? sinks_outside(a.pattern, w.head, row + thread, w.length) : 0;
+      const int end = thread < rows_per_tile ? sinks_outside(a.pattern, w.head, row + thread, w.length) : 0;
       if (thread < rows_per_tile) ends[thread] = end;
       copy_async_wait<0>();
       if (!__syncthreads_or(end > 0)) continue;
@@ -213,7 +213,8 @@ __global__ void __launch_bounds__(sink_threads) sinks_kernel(AttentionGradientAr
       for (int r = 0; r < 2; ++r) {
         const int at = sink + i * 16 + r * 8 + lane / 4;
         if (at >= padded) continue;
-        float* to = a.sink_parts + ((w.slot * a.num_heads + w.head) * padded + at) * 2 * D + column + 2 * (lane & 3);
+        float* to =
+            a.sink_parts + ((w.slot * a.num_heads + w.head) * padded + at) * 2 * D + column + 2 * (lane & 3);
 #pragma unroll
         for (int n = 0; n < 2; ++n) {
           *reinterpret_cast<float2*>(to + n * 8) = {d_k[i][n][2 * r], d_k[i][n][2 * r + 1]};
@@ -272,8 +273,8 @@ void prepare(const AttentionGradientArguments<uint16_t>& a, cudaStream_t stream)
 template <int D>
 void finish(const AttentionGradientArguments<uint16_t>& a, cudaStream_t stream) {
   if (a.pattern.num_sinks == 0) return;
-  const unsigned blocks = attention_blocks(a.sequences * a.num_kv_heads * a.pattern.num_sinks,
-                                           "attention backward, sinks");
+  const unsigned blocks =
+      attention_blocks(a.sequences * a.num_kv_heads * a.pattern.num_sinks, "attention backward, sinks");
   finish_kernel<D><<<blocks, 2 * D, 0, stream>>>(a);
   check_attention(cudaGetLastError(), "attention backward, sinks");
 }
@@ -283,7 +284,8 @@ void finish(const AttentionGradientArguments<uint16_t>& a, cudaStream_t stream) 
 void backward_prepare(const AttentionGradientArguments<uint16_t>& a, int64_t head_dim, cudaStream_t stream) {
   head_dim == 64 ? prepare<64>(a, stream) : prepare<128>(a, stream);
 }
-void backward_finish_sinks(const AttentionGradientArguments<uint16_t>& a, int64_t head_dim, cudaStream_t stream) {
+void backward_finish_sinks(const AttentionGradientArguments<uint16_t>& a, int64_t head_dim,
+                           cudaStream_t stream) {
   head_dim == 64 ? finish<64>(a, stream) : finish<128>(a, stream);
 }
 

@@ -14,10 +14,11 @@ struct RowBounds {
 __device__ inline RowBounds row_bounds(const AttentionPattern& pattern, int head, int query, int length) {
   if (query >= length) return {0, 0, 0, 0};
   const RangePair keys = key_ranges(pattern, head, query, length);
-  return {static_cast<int>(keys.first.end), static_cast<int>(keys.second.begin), static_cast<int>(keys.second.end), 0};
+  return {static_cast<int>(keys.first.end), static_cast<int>(keys.second.begin),
+          static_cast<int>(keys.second.end), 0};
 }
-// Whether a query's second range lies behind the seam of a wrapped group, in its future; its first range is then its
-// own past, not the sinks.
+// Whether a query's second range lies behind the seam of a wrapped group, in its future; its first range is
+// then its own past, not the sinks.
 __device__ inline bool wraps(const RowBounds& keys, int query) { return keys.begin > query; }
 // Sinks that a query sees outside its group: [0, sinks_outside).
 __device__ inline int sinks_outside(const AttentionPattern& pattern, int head, int query, int length) {
@@ -25,8 +26,8 @@ __device__ inline int sinks_outside(const AttentionPattern& pattern, int head, i
   return wraps(keys, query) ? 0 : keys.low_end;
 }
 
-// The keys of queries [first, last]: [0, low_end) and [begin, end), disjoint. A pair is visible without a look at its
-// row when its key is below low_full or in [full_begin, full_end).
+// The keys of queries [first, last]: [0, low_end) and [begin, end), disjoint. A pair is visible without a
+// look at its row when its key is below low_full or in [full_begin, full_end).
 struct KeyIntervals {
   int low_end, begin, end;
   int low_full, full_begin, full_end;
@@ -49,8 +50,8 @@ struct KeyIntervals {
   }
 };
 
-// The query tiles (of query_tile rows) that see keys [first, last] of one group run, sinks outside it left out:
-// tiles [0, before) and [begin, end). Rows [full_begin, full_end) see all of these keys.
+// The query tiles (of query_tile rows) that see keys [first, last] of one group run, sinks outside it left
+// out: tiles [0, before) and [begin, end). Rows [full_begin, full_end) see all of these keys.
 struct QueryTiles {
   int before, begin, end;
   int full_begin, full_end;
@@ -96,8 +97,8 @@ __device__ inline bool tile_has_sinks(const AttentionPattern& pattern, int head,
   return sinks_outside(pattern, head, min((tile + 1) * static_cast<int>(query_tile), length) - 1, length) > 0;
 }
 
-// Where element (row, column) of a d_q tile lies in it: row-major, 16-byte chunks permuted so that accumulator
-// fragments are written without bank conflicts. The same in shared and global memory.
+// Where element (row, column) of a d_q tile lies in it: row-major, 16-byte chunks permuted so that
+// accumulator fragments are written without bank conflicts. The same in shared and global memory.
 template <int D>
 __device__ inline int gradient_offset(int row, int column) {
   return row * D + ((((column >> 2) ^ ((row & 3) << 1)) << 2) | (column & 3));

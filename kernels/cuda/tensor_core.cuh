@@ -1,5 +1,6 @@
-// Tensor-core building blocks for bf16: cp.async, ldmatrix, mma.sync.m16n8k16, and the swizzled tiles they read.
-// One name per instruction; PTX ISA sections 9.7.9.25 (cp.async) and 9.7.14 (warp-level matrix instructions).
+// Tensor-core building blocks for bf16: cp.async, ldmatrix, mma.sync.m16n8k16, and the swizzled tiles they
+// read. One name per instruction; PTX ISA sections 9.7.9.25 (cp.async) and 9.7.14 (warp-level matrix
+// instructions).
 #pragma once
 
 #include <cuda_bf16.h>
@@ -8,14 +9,18 @@
 
 namespace sinklora::cuda {
 
-__device__ inline uint32_t shared_address(const void* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
+__device__ inline uint32_t shared_address(const void* p) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
+}
 
 // 16 bytes to shared memory, asynchronously; zeros when not `in_range` (nothing is read then).
 __device__ inline void copy_async_16(uint32_t to, const void* from, bool in_range) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(in_range ? 16 : 0) : "memory");
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(in_range ? 16 : 0)
+               : "memory");
 }
 __device__ inline void copy_async_4(uint32_t to, const void* from, bool in_range) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(from), "r"(in_range ? 4 : 0) : "memory");
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(from), "r"(in_range ? 4 : 0)
+               : "memory");
 }
 __device__ inline void copy_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int N>
@@ -36,10 +41,12 @@ __device__ inline void load_matrix_transposed(uint32_t (&r)[4], uint32_t address
                : "memory");
 }
 
-// c[16, 8] += a[16, 16] b[16, 8]. Lane l holds c[l / 4][2 (l % 4)], its right neighbour, and both 8 rows below.
+// c[16, 8] += a[16, 16] b[16, 8]. Lane l holds c[l / 4][2 (l % 4)], its right neighbour, and both 8 rows
+// below.
 __device__ inline void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+      "{%0,%1,%2,%3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
@@ -69,17 +76,17 @@ __device__ inline uint4 load_shared_16(uint32_t address) {
   return v;
 }
 
-// A tile of bf16 rows of WIDTH (64 or 128) in shared memory. The 16-byte chunks of a row are permuted by the row's
-// last three bits, so that the 8 rows of one ldmatrix phase lie in 8 different bank groups.
+// A tile of bf16 rows of WIDTH (64 or 128) in shared memory. The 16-byte chunks of a row are permuted by the
+// row's last three bits, so that the 8 rows of one ldmatrix phase lie in 8 different bank groups.
 template <int WIDTH>
 struct Tile {
   static constexpr int row_bytes = WIDTH * 2;
   __device__ static uint32_t offset(int row, int chunk) {
     return static_cast<uint32_t>(row * row_bytes + ((chunk ^ (row & 7)) << 4));
   }
-  // The two ways in which the lanes of a warp address 16 rows x 2 chunks for ldmatrix.x4. `row` is a multiple of 8.
-  // by_row: lanes 0-15 the rows of the first chunk, 16-31 those of the second: the A operand as stored, and the
-  // B operand transposed. by_chunk: first 8 rows in both chunks, then the next 8: the other two.
+  // The two ways in which the lanes of a warp address 16 rows x 2 chunks for ldmatrix.x4. `row` is a multiple
+  // of 8. by_row: lanes 0-15 the rows of the first chunk, 16-31 those of the second: the A operand as stored,
+  // and the B operand transposed. by_chunk: first 8 rows in both chunks, then the next 8: the other two.
   __device__ static uint32_t by_row(int lane, int row, int chunk) {
     return offset(row + (lane & 15), chunk + (lane >> 4));
   }
@@ -88,15 +95,21 @@ struct Tile {
   }
 };
 
-// Starts to copy ROWS rows; those from `valid` on become zeros. `from` points at row 0.
+// Starts to copy ROWS rows; those from `valid` on become zeros. `from` points at row 0. A thread keeps its
+// chunk and goes down in steps of a multiple of 8 rows, so that one swizzled address serves all of them.
 template <int WIDTH, int ROWS, int THREADS>
-__device__ inline void load_tile(uint32_t to, const uint16_t* from, int64_t stride, int valid, int thread) {
-  constexpr int chunks = WIDTH / 8;
+__device__ __forceinline__ void load_tile(uint32_t to, const uint16_t* from, int64_t stride, int valid,
+                                          int thread) {
+  constexpr int chunks = WIDTH / 8, rows_per_step = THREADS / chunks;
+  static_assert(rows_per_step % 8 == 0);
+  const int row = thread / chunks, chunk = thread % chunks;
+  const uint32_t address = to + Tile<WIDTH>::offset(row, chunk);
+  const uint16_t* source = from + row * stride + chunk * 8;
 #pragma unroll
-  for (int i = thread; i < ROWS * chunks; i += THREADS) {
-    const int row = i / chunks, chunk = i % chunks;
-    const bool in_range = row < valid;
-    copy_async_16(to + Tile<WIDTH>::offset(row, chunk), from + (in_range ? row * stride + chunk * 8 : 0), in_range);
+  for (int step = 0; step < ROWS; step += rows_per_step) {
+    if (ROWS % rows_per_step == 0 || row + step < ROWS)
+      copy_async_16(address + step * Tile<WIDTH>::row_bytes, source, row + step < valid);
+    source += rows_per_step * stride;
   }
 }
 // Copies rows [0, valid) of a tile to global memory.

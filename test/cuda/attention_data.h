@@ -31,7 +31,9 @@ class GuardedMemory {
   void poison() { check(cudaMemset(memory_, 0xff, static_cast<size_t>(bytes_ + 2 * zone))); }
   char* data() const { return static_cast<char*>(memory_) + zone; }
   int64_t bytes() const { return bytes_; }
-  void upload(const void* from) { check(cudaMemcpy(data(), from, static_cast<size_t>(bytes_), cudaMemcpyHostToDevice)); }
+  void upload(const void* from) {
+    check(cudaMemcpy(data(), from, static_cast<size_t>(bytes_), cudaMemcpyHostToDevice));
+  }
   std::vector<char> download() const {
     std::vector<char> host(static_cast<size_t>(bytes_));
     check(cudaMemcpy(host.data(), data(), host.size(), cudaMemcpyDeviceToHost));
@@ -61,11 +63,11 @@ inline AttentionPattern pattern_of(const std::string& name, int64_t heads, int64
   return {.group_size = group, .first_shifted_head = heads - heads / 4, .num_sinks = sinks};  // sf
 }
 
-// Everything one attention call reads and writes, on the device. q, k, v (and their gradients) are column slices of
-// one buffer whose rows are 8 elements longer than they need be.
+// Everything one attention call reads and writes, on the device. q, k, v (and their gradients) are column
+// slices of one buffer whose rows are 8 elements longer than they need be.
 struct AttentionBuffers {
-  AttentionBuffers(DType dtype, const std::vector<int64_t>& lengths, int64_t heads, int64_t kv_heads, int64_t dim,
-                   const AttentionPattern& attention)
+  AttentionBuffers(DType dtype, const std::vector<int64_t>& lengths, int64_t heads, int64_t kv_heads,
+                   int64_t dim, const AttentionPattern& attention)
       : pattern(attention),
         offsets_host(offsets_of(lengths)),
         shape{dtype, offsets_host.back(), static_cast<int64_t>(lengths.size()), heads, kv_heads, dim},
@@ -93,18 +95,22 @@ struct AttentionBuffers {
   int64_t kv_columns() const { return shape.num_kv_heads * shape.head_dim; }
   Tensor q_of(const GuardedMemory& of) const { return part(of, 0, q_columns(), fused_row); }
   Tensor k_of(const GuardedMemory& of) const { return part(of, q_columns(), kv_columns(), fused_row); }
-  Tensor v_of(const GuardedMemory& of) const { return part(of, q_columns() + kv_columns(), kv_columns(), fused_row); }
+  Tensor v_of(const GuardedMemory& of) const {
+    return part(of, q_columns() + kv_columns(), kv_columns(), fused_row);
+  }
   Tensor rows_of(const GuardedMemory& of) const { return part(of, 0, q_columns(), row); }
-  Tensor lse_view() const { return Tensor(lse.data(), DType::f32, {shape.num_heads, shape.tokens}, Device::cuda); }
+  Tensor lse_view() const {
+    return Tensor(lse.data(), DType::f32, {shape.num_heads, shape.tokens}, Device::cuda);
+  }
 
   void forward(cudaStream_t stream = nullptr) {
     cuda::attention_forward(rows_of(out), lse_view(), q_of(qkv), k_of(qkv), v_of(qkv), sequences, pattern,
                             shape.head_dim, stream);
   }
   void backward(cudaStream_t stream = nullptr) {
-    cuda::attention_backward(q_of(d_qkv), k_of(d_qkv), v_of(d_qkv), rows_of(d_out), q_of(qkv), k_of(qkv), v_of(qkv),
-                             rows_of(out), lse_view(), sequences, pattern, shape.head_dim, workspace.data(),
-                             workspace.bytes(), stream);
+    cuda::attention_backward(q_of(d_qkv), k_of(d_qkv), v_of(d_qkv), rows_of(d_out), q_of(qkv), k_of(qkv),
+                             v_of(qkv), rows_of(out), lse_view(), sequences, pattern, shape.head_dim,
+                             workspace.data(), workspace.bytes(), stream);
   }
 
   static std::vector<int64_t> offsets_of(const std::vector<int64_t>& lengths) {

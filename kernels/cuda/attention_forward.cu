@@ -217,29 +217,37 @@ __global__ void __launch_bounds__(forward_threads, 1) forward_kernel(AttentionAr
   else if (list.narrow_width == 64)
     attend_narrow<64>(acc, own_q, k_buffer(1), v_buffer(1), own_bounds, narrow_key, scale_log2, lane);
 
-  uint32_t p[keys_per_tile / 16][4];
-  for (int i = 0; i < list.count; ++i) {
-    if (i > 0) {
-      copy_async_wait<0>();
-      fence_for_async_reads();
-    }
-    __syncthreads();
+  // Begins the copies of V of tile i and K of the tile after it, which tile i + 1 needs.
+  const auto load_next = [&](int i) {
     if (i + 1 < list.count) load(k, a.k.stride, k_buffer(i + 1), i + 1);
     load(v, a.v.stride, v_buffer(i), i);
     copy_async_commit();
+  };
+  const auto mask_of = [&](int i) {
     const int key = list.begin(i);
-    const bool mask = !list.keys.visible(key, key + keys_per_tile);
-    float score[keys_per_tile / 8][4], factor[2];
+    return list.keys.visible(key, key + keys_per_tile) ? nullptr : own_bounds;
+  };
+  float score[keys_per_tile / 8][4], factor[2];
+  uint32_t p[keys_per_tile / 16][4];
+  __syncthreads();
+  load_next(0);
+  wgmma_fence();
+  multiply_scores<keys_per_tile, D>(score, own_q, k_buffer(0));
+  wgmma_wait<0>();
+  if (take_softmax<keys_per_tile, D>(score, acc, factor, mask_of(0), list.begin(0), scale_log2, lane))
+    rescale<D>(acc.out, factor);
+  round_weights<keys_per_tile>(p, score);
+  for (int i = 1; i < list.count; ++i) {
+    copy_async_wait<0>();
+    fence_for_async_reads();
+    __syncthreads();
+    load_next(i);
     wgmma_fence();
     multiply_scores<keys_per_tile, D>(score, own_q, k_buffer(i));
-    if (i > 0) {
-      multiply_values<keys_per_tile, D>(acc.out, p, v_buffer(i - 1));
-      wgmma_wait<1>();
-    } else {
-      wgmma_wait<0>();
-    }
-    const bool raise = take_softmax<keys_per_tile, D>(score, acc, factor, mask ? own_bounds : nullptr, key,
-                                                      scale_log2, lane);
+    multiply_values<keys_per_tile, D>(acc.out, p, v_buffer(i - 1));
+    wgmma_wait<1>();
+    const bool raise =
+        take_softmax<keys_per_tile, D>(score, acc, factor, mask_of(i), list.begin(i), scale_log2, lane);
     wgmma_wait<0>();
     if (raise) rescale<D>(acc.out, factor);
     round_weights<keys_per_tile>(p, score);

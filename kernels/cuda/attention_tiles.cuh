@@ -43,7 +43,8 @@ struct KeyIntervals {
       low_end = b.low_end, begin = a.begin, end = last + 1;
       low_full = a.low_end, full_begin = b.begin, full_end = first + 1;
     }
-    if (low_end >= begin) low_end = low_full = begin = 0;
+    // Tiles reach behind low_end; none may reach into the second interval.
+    if ((low_end + 127) / 128 * 128 > begin) low_end = low_full = begin = 0;
   }
   __device__ bool visible(int key_begin, int key_end) const {
     return key_end <= low_full || (key_begin >= full_begin && key_end <= full_end);

@@ -24,8 +24,9 @@ int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1
 // Where scratch lies. With `base` null only its size counts.
 struct Workspace {
   float *delta, *d_q_sum, *sink_parts, *sink_base;
+  uint16_t* sink_d_s;
   int* turn;
-  int64_t turn_bytes, tile_slots, chunk, bytes = 0;
+  int64_t turn_bytes, tile_slots, chunk, sink_columns, bytes = 0;
 
   Workspace(void* base, const AttentionShape& shape, const AttentionPattern& pattern)
       : base_(static_cast<char*>(base)) {
@@ -39,7 +40,9 @@ struct Workspace {
     d_q_sum = take<float>(shape.num_heads * tile_slots * query_tile * shape.head_dim);
     turn_bytes = (1 + shape.num_heads * tile_slots) * size_of(DType::i32);
     turn = take<int>(1 + shape.num_heads * tile_slots);
-    sink_parts = take<float>(chunk_slots * shape.num_heads * round_up(sinks, 16) * 2 * shape.head_dim);
+    sink_columns = sinks <= 16 ? round_up(sinks, 16) : round_up(sinks, 64);
+    sink_d_s = take<uint16_t>(shape.num_heads * tile_slots * query_tile * sink_columns);
+    sink_parts = take<float>(chunk_slots * shape.num_heads * sink_columns * 2 * shape.head_dim);
     sink_base = take<float>(shape.sequences * shape.num_kv_heads * sinks * 2 * shape.head_dim);
   }
 
@@ -137,6 +140,8 @@ void set_gradient_arguments(AttentionGradientArguments<T>& a, const Tensor& d_q,
   a.d_q_sum = w.d_q_sum;
   a.ticket = w.turn;
   a.turn = w.turn + 1;
+  a.sink_d_s = w.sink_d_s;
+  a.sink_columns = w.sink_columns;
   a.sink_parts = w.sink_parts;
   a.sink_base = w.sink_base;
   a.tile_slots = w.tile_slots;

@@ -1,19 +1,25 @@
-// Attention backward on tensor cores: dQ, dK, dV from dO, recomputing P from q, k and the log-sum-exp.
+// Attention backward on Hopper's tensor cores (wgmma): dQ, dK, dV from dO, recomputing P from q, k and the
+// log-sum-exp.
 //   P = exp(q k^T / sqrt(D) - lse),  dP = dO v^T,  dS = P (dP - delta),  delta = sum_d dO out,
 //   dV = P^T dO,  dK = dS^T q / sqrt(D),  dQ = dS k / sqrt(D).
 //
 // Shapes and dtypes: q, out, d_q, d_out bf16 [T, Hq * D]; k, v, d_k, d_v bf16 [T, Hkv * D]; lse, delta f32
 // [Hq, T]. Work: 10 D FLOP a visible pair and query head. Bytes: q and dO (and the f32 sum of dQ, twice) once
 // for every 128 keys that see them, from L2 mostly. Launch: one block an SM for (sequence, KV head, 128
-// keys): 8 warps of products and 4 of accumulation. K, V, dK and dV stay (the latter two in registers) while
-// the block walks the query heads of its group and their query tiles of 64 rows in ascending order; q and dO
-// are double-buffered through cp.async. dQ is a sum over key tiles, that is over blocks. It is the same bits
-// on every run: each query tile has a turn counter, key tiles add in descending order, and the last one
-// rounds and writes d_q. Taken in descending order of key tiles, blocks never wait for long: a block begins
-// at its diagonal, one step before the next one needs it. The accumulation warps do all of that (wait, bulk
-// add in L2, release) beside the products. Blocks draw their work by ticket, so that what a block waits for
-// has always begun. Sinks outside a row's own group are not visited here: attention_sinks.cu. Ideas:
-// FlashAttention-2's tiling (Dao, arXiv 2307.08691); FlashAttention-3's deterministic order, shortest first.
+// keys): two warpgroups of products, one of accumulation. K, V, dK and dV stay (the latter two in registers)
+// while the block walks the query heads of its group and their query tiles of 64 rows in ascending order; q
+// and dO are double-buffered through cp.async. Scores are computed transposed, [keys, queries], so that P^T
+// and dS^T are register operands of dV and dK.
+//
+// dQ is a sum over key tiles, that is over blocks. It is the same bits on every run: each query tile has a
+// turn counter, key tiles add in descending order, and the last one rounds and writes d_q. Taken in
+// descending order of key tiles, blocks never wait for long: a block begins at its diagonal, one step before
+// the next one needs it. The accumulation warps do all of that (wait, bulk add in L2, release) beside the
+// products. Blocks draw their work by ticket, so that what a block waits for has always begun.
+//
+// Sinks outside a row's own group are not visited here: attention_sinks.cu leaves their dS, and the block at
+// a query tile's diagonal multiplies it into d_q. Ideas: FlashAttention-2's tiling (Dao, arXiv 2307.08691);
+// FlashAttention-3's deterministic order, shortest first.
 #include <cmath>
 #include <new>
 
@@ -25,20 +31,21 @@ namespace sinklora::cuda {
 namespace {
 
 constexpr int product_threads = 256, sum_threads = 128, backward_threads = product_threads + sum_threads;
-constexpr int queries = query_tile, keys = key_tile;
+constexpr int queries = query_tile, keys = key_tile, sinks_at_once = 64;
 constexpr float log2_e = 1.4426950408889634f;
-// Named barriers: d_q tile written; d_q tile free again; among the products' warps; among the accumulation
-// warps.
+// Named barriers: d_q tile written; d_q tile free again; among the products' warps; among the accumulation's.
 constexpr int written = 1, freed = 2, products = 3, sums = 4;
 
 template <int D>
 struct BackwardShared {  // byte offsets
   static constexpr uint32_t k = 0, v = k + keys * D * 2;
-  static constexpr uint32_t q = v + keys * D * 2;               // [2]
-  static constexpr uint32_t d_out = q + 2 * queries * D * 2;    // [2]
-  static constexpr uint32_t d_s = d_out + 2 * queries * D * 2;  // [128 keys, 64]
-  static constexpr uint32_t d_q = d_s + queries * keys * 2;     // f32
-  static constexpr uint32_t lse = d_q + queries * D * 4;        // [2][64]
+  static constexpr uint32_t q = v + keys * D * 2;                       // [2]
+  static constexpr uint32_t d_out = q + 2 * queries * D * 2;            // [2]
+  static constexpr uint32_t d_s = d_out + 2 * queries * D * 2;          // [128 keys, 64]
+  static constexpr uint32_t sink_k = d_s + queries * keys * 2;          // [64, D]
+  static constexpr uint32_t sink_d_s = sink_k + sinks_at_once * D * 2;  // [2][64, 64]
+  static constexpr uint32_t d_q = sink_d_s + 2 * queries * 128;         // f32
+  static constexpr uint32_t lse = d_q + queries * D * 4;                // [2][64]
   static constexpr uint32_t delta = lse + 2 * queries * 4;
   static constexpr uint32_t bounds = delta + 2 * queries * 4;
   static constexpr uint32_t work = bounds + 2 * queries * 16;
@@ -88,6 +95,11 @@ struct Cursor {
     return step < tiles.before || row < tiles.full_begin || min(row + queries, w.length) > tiles.full_end ||
            w.first_key + keys > w.length;
   }
+  // Whether this block adds the sinks' part of the tile's d_q: the one at the diagonal does.
+  __device__ bool at_sinks(const AttentionGradientArguments<uint16_t>& a, const Work& w) const {
+    return a.pattern.num_sinks > 0 && tile() * queries / keys == w.tile &&
+           tile_has_sinks(a.pattern, head, tile(), w.length);
+  }
   __device__ void advance(const Work& w) {
     if (++step < tiles.count()) return;
     step = 0;
@@ -135,14 +147,14 @@ __device__ void accumulate(const AttentionGradientArguments<uint16_t>& a, const 
     const int tile = at.tile();
     const KeyTiles visitors(w.runs, at.head, tile, w.length);
     const int turn = visitors.turn_of(w.tile);
-    const bool begun = turn > 0 || tile_has_sinks(a.pattern, at.head, tile, w.length);
+    const bool begun = turn > 0;
     const int64_t slot = at.head * a.tile_slots + tile_base + tile;
     float* sum = a.d_q_sum + slot * (queries * D);
     const bool last = turn == visitors.count() - 1;
     barrier_sync(written, backward_threads);
     if (!last) {
       if (thread == 0) {
-        if (turn > 0) wait_for_turn(a.turn + slot, turn);
+        if (begun) wait_for_turn(a.turn + slot, turn);
         asm volatile("fence.proxy.async;" ::: "memory");
         bulk_add(sum, tile_sum, queries * D * 4, !begun);
       }
@@ -154,7 +166,7 @@ __device__ void accumulate(const AttentionGradientArguments<uint16_t>& a, const 
       }
       __syncwarp();
     } else {
-      if (thread == 0 && turn > 0) {
+      if (thread == 0 && begun) {
         wait_for_turn(a.turn + slot, turn);
         asm volatile("fence.proxy.async;" ::: "memory");
       }
@@ -191,6 +203,26 @@ __device__ __forceinline__ void load_panels(uint32_t to, const uint16_t* from, i
     load_tile<64, ROWS, product_threads>(to + panel * ROWS * 128, from + panel * 64, stride, valid, thread);
 }
 
+// k of up to 64 sinks from `sink` on.
+template <int D>
+__device__ __forceinline__ void load_sink_keys(const AttentionGradientArguments<uint16_t>& a, const Work& w,
+                                               uint32_t memory, int sink, int thread) {
+  const int valid = min(static_cast<int>(a.pattern.num_sinks), w.length) - sink;
+  load_panels<sinks_at_once, D>(memory + BackwardShared<D>::sink_k,
+                                a.k.data + (w.start + sink) * a.k.stride + w.kv_head * D, a.k.stride, valid,
+                                thread);
+}
+// dS of a query tile's pairs with up to 64 sinks from `sink` on.
+__device__ __forceinline__ void load_sink_scores(const AttentionGradientArguments<uint16_t>& a, const Work& w,
+                                                 int head, int tile, uint32_t to, int sink, int thread) {
+  const int64_t slot = head * a.tile_slots + slot_base(w.start, w.sequence, query_tile) + tile;
+  const uint16_t* from = a.sink_d_s + slot * queries * a.sink_columns + sink;
+  const int chunks = min(static_cast<int>(a.sink_columns), sinks_at_once) / 8;
+  for (int i = thread; i < queries * chunks; i += product_threads)
+    copy_async_16(to + Tile<64>::offset(i / chunks, i % chunks),
+                  from + i / chunks * a.sink_columns + i % chunks * 8, true);
+}
+
 template <int D>
 __device__ __forceinline__ void load_queries(const AttentionGradientArguments<uint16_t>& a, const Work& w,
                                              const Cursor& at, uint32_t memory, char* generic, int buffer,
@@ -213,6 +245,8 @@ __device__ __forceinline__ void load_queries(const AttentionGradientArguments<ui
   else if (thread < 3 * queries && at.masked(w))
     reinterpret_cast<RowBounds*>(generic + S::bounds)[buffer * queries + r] =
         row_bounds(w.runs, at.head, row + r, w.length);
+  if (at.at_sinks(a, w))
+    load_sink_scores(a, w, at.head, at.tile(), memory + S::sink_d_s + buffer * queries * 128, 0, thread);
   copy_async_commit();
 }
 
@@ -257,6 +291,43 @@ __device__ __forceinline__ void to_probabilities(float (&s)[8][4], const char* g
         if (!seen.sees(key + 8)) s[n][2 + c] = 0;
       }
     }
+  }
+}
+
+template <int STEPS, int N>
+__device__ __forceinline__ void multiply_sinks(float (&d_q)[N][4], uint32_t d_s, uint32_t k) {
+  wgmma_fence();
+#pragma unroll
+  for (int step = 0; step < STEPS; ++step)
+    wgmma<0, 1>(d_q, matrix_descriptor(d_s + step * 32, 0), matrix_descriptor(k + step * 16 * 128, 0), 1);
+  wgmma_commit();
+  wgmma_wait<0>();
+}
+
+// d_q[64, D / 2] += dS k over the sinks outside the run; the first 64 of them have been loaded.
+template <int D>
+__device__ __forceinline__ void add_sinks(float (&d_q)[D / 16][4],
+                                          const AttentionGradientArguments<uint16_t>& a, const Work& w,
+                                          int head, int tile, uint32_t memory, uint32_t d_s, int group,
+                                          int thread) {
+  const uint32_t k = memory + BackwardShared<D>::sink_k + group * (D == 128 ? sinks_at_once * 128 : 64);
+  const int columns = static_cast<int>(a.sink_columns);
+  for (int sink = 0;;) {
+    if (columns == 16)
+      multiply_sinks<1>(d_q, d_s, k);
+    else
+      multiply_sinks<sinks_at_once / 16>(d_q, d_s, k);
+    if (columns <= sinks_at_once) return;
+    // More than 64: the next ones, and in the end the first again for the tile to come.
+    sink = sink + sinks_at_once < columns ? sink + sinks_at_once : 0;
+    barrier_sync(products, product_threads);
+    load_sink_keys<D>(a, w, memory, sink, thread);
+    if (sink > 0) load_sink_scores(a, w, head, tile, d_s, sink, thread);
+    copy_async_commit();
+    copy_async_wait<0>();
+    fence_for_async_reads();
+    barrier_sync(products, product_threads);
+    if (sink == 0) return;
   }
 }
 
@@ -307,6 +378,7 @@ __device__ void multiply(const AttentionGradientArguments<uint16_t>& a, const Wo
   const int valid = w.last_key - w.first_key + 1;
   load_panels<keys, D>(memory + S::k, a.k.data + kv * a.k.stride + kv_column, a.k.stride, valid, thread);
   load_panels<keys, D>(memory + S::v, a.v.data + kv * a.v.stride + kv_column, a.v.stride, valid, thread);
+  if (a.pattern.num_sinks > 0) load_sink_keys<D>(a, w, memory, 0, thread);
   Cursor at(w);
   load_queries<D>(a, w, at, memory, generic, 0, thread);
   // A warpgroup has 64 of the keys, and for dQ half of the D columns.
@@ -318,7 +390,8 @@ __device__ void multiply(const AttentionGradientArguments<uint16_t>& a, const Wo
     copy_async_wait<0>();
     fence_for_async_reads();
     barrier_sync(products, product_threads);
-    const bool masked = at.masked(w);
+    const bool masked = at.masked(w), at_sinks = at.at_sinks(a, w);
+    const int head = at.head, tile = at.tile();
     at.advance(w);
     if (!at.done()) load_queries<D>(a, w, at, memory, generic, buffer ^ 1, thread);
     const uint32_t q = memory + S::q + buffer * queries * D * 2,
@@ -362,8 +435,11 @@ __device__ void multiply(const AttentionGradientArguments<uint16_t>& a, const Wo
           matrix_descriptor(memory + S::k + group * (D == 128 ? keys * 128 : 64) + step * 16 * 128, 0),
           step > 0);
     wgmma_commit();
-    barrier_sync(freed, backward_threads);
     wgmma_wait<0>();
+    if (at_sinks)
+      add_sinks<D>(d_q, a, w, head, tile, memory, memory + S::sink_d_s + buffer * queries * 128, group,
+                   thread);
+    barrier_sync(freed, backward_threads);
 #pragma unroll
     for (int r = 0; r < 2; ++r)
 #pragma unroll

@@ -3,11 +3,11 @@
 // long as it is and as narrow as the sinks are few: they get tiles of their own shape.
 //
 // delta_kernel: delta[h, t] = sum_d d_out out. Reads both once. One thread for 8 elements.
-// sinks_kernel: d_q of all such pairs (stored where the main kernel's key tiles go on adding), and the sinks'
-// dK, dV
-//   summed over chunks of queries. q and dO are read once, d_q's f32 sums written once: memory-bound for 16
-//   sinks. One block of 8 warps for (sequence, query head, chunk); up to 64 sinks at a time; a warp owns 16
-//   of a tile's 128 queries for S, dP and dQ, and 16 of the D columns for dK and dV.
+// sinks_kernel: dS of all such pairs, for the main kernel to multiply by k into its d_q, and the sinks' dK,
+// dV summed
+//   over chunks of queries. q and dO are read once: memory-bound for 16 sinks. One block of 8 warps for
+//   (sequence, query head, chunk); up to 64 sinks at a time; a warp owns 16 of a tile's 128 queries for S and
+//   dP, and 16 of the D columns for dK and dV.
 // finish_kernel: d_k, d_v of the sinks = the main kernel's part + chunks and query heads, always in the same
 // order. Formulas: attention_backward.cu.
 #include "kernels/cuda/attention_tiles.cuh"
@@ -71,7 +71,8 @@ struct SinkWork {
   }
 };
 
-// The pairs of 16 queries (a warp's) with SINKS sinks: P and dS to shared memory, d_q to where it is summed.
+// The pairs of 16 queries (a warp's) with SINKS sinks: P and dS to shared memory, dS also to where d_q is
+// summed.
 template <int SINKS, int D>
 __device__ __forceinline__ void sink_rows(const AttentionGradientArguments<uint16_t>& a, const SinkWork& w,
                                           uint32_t memory, const int* ends, int first_row, int first_sink,
@@ -96,7 +97,12 @@ __device__ __forceinline__ void sink_rows(const AttentionGradientArguments<uint1
       mma(d_p[2 * j + 1], d_out, b[2], b[3]);
     }
   }
-  uint32_t d_s[SINKS / 16][4];
+  // Of the warp's query tile; written if any of the tile's rows has sinks, that is if its last one has.
+  const int tile = warp * 16 / static_cast<int>(query_tile),
+            last = min(tile * 64 + 63, w.length - 1 - first_row);
+  const bool tile_has_sinks = last >= tile * 64 && ends[last] > 0;
+  uint16_t* d_s =
+      a.sink_d_s + (w.head * a.tile_slots + tile_base + first_row / query_tile) * query_tile * a.sink_columns;
   const float scale_log2 = a.scale * log2_e;
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
@@ -115,34 +121,14 @@ __device__ __forceinline__ void sink_rows(const AttentionGradientArguments<uint1
         g[c] = p[c] * (d_p[n][2 * r + c] - shift);
       }
       const uint32_t at = Tile<64>::offset(local, n) + 4 * (lane & 3);
-      d_s[n / 2][(n & 1) * 2 + r] = pack_bf16(g[0], g[1]);
+      const uint32_t rounded = pack_bf16(g[0], g[1]);
       store_shared(memory + S::p + at, pack_bf16(p[0], p[1]));
-      store_shared(memory + S::d_s + at, d_s[n / 2][(n & 1) * 2 + r]);
+      store_shared(memory + S::d_s + at, rounded);
+      if (tile_has_sinks)
+        *reinterpret_cast<uint32_t*>(d_s + local * a.sink_columns + first_sink + n * 8 + 2 * (lane & 3)) =
+            rounded;
     }
   }
-  float d_q[D / 8][4] = {};
-#pragma unroll
-  for (int step = 0; step < SINKS / 16; ++step)
-#pragma unroll
-    for (int j = 0; j < D / 16; ++j) {
-      uint32_t b[4];
-      load_matrix_transposed(b, k + Tile<D>::by_row(lane, step * 16, 2 * j));
-      mma(d_q[2 * j], d_s[step], b[0], b[1]);
-      mma(d_q[2 * j + 1], d_s[step], b[2], b[3]);
-    }
-  const int tile = (first_row + warp * 16) / static_cast<int>(query_tile);
-  if (tile * query_tile >= w.length || !tile_has_sinks(a.pattern, w.head, tile, w.length)) return;
-  float* sum = a.d_q_sum + (w.head * a.tile_slots + tile_base + tile) * (query_tile * D);
-#pragma unroll
-  for (int r = 0; r < 2; ++r)
-#pragma unroll
-    for (int n = 0; n < D / 8; ++n) {
-      const int row = (warp * 16 + r * 8 + lane / 4) % static_cast<int>(query_tile);
-      auto* to = reinterpret_cast<float2*>(sum + gradient_offset<D>(row, n * 8 + 2 * (lane & 3)));
-      float2 value = {d_q[n][2 * r], d_q[n][2 * r + 1]};
-      if (first_sink > 0) value.x += to->x, value.y += to->y;  // this thread's own, of the sinks before
-      *to = value;
-    }
 }
 
 // dK or dV [SINKS, 16 columns] += x^T y over a tile's 128 queries.
@@ -173,7 +159,7 @@ __global__ void __launch_bounds__(sink_threads) sinks_kernel(AttentionGradientAr
   if (w.first >= w.end) return;
   const int thread = threadIdx.x, lane = thread & 31, column = (thread >> 5) * 16;
   const int64_t kv_column = w.head / (a.num_heads / a.num_kv_heads) * D;
-  const int sinks = static_cast<int>(a.pattern.num_sinks), padded = (sinks + 15) / 16 * 16;
+  const int sinks = static_cast<int>(a.pattern.num_sinks);
   const int64_t chunks = (a.max_length + a.chunk - 1) / a.chunk;
   const int64_t tile_base = slot_base(w.start, blockIdx.x / chunks / a.num_heads, query_tile);
   for (int sink = 0; sink < sinks; sink += SINKS) {
@@ -212,9 +198,8 @@ __global__ void __launch_bounds__(sink_threads) sinks_kernel(AttentionGradientAr
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
         const int at = sink + i * 16 + r * 8 + lane / 4;
-        if (at >= padded) continue;
-        float* to =
-            a.sink_parts + ((w.slot * a.num_heads + w.head) * padded + at) * 2 * D + column + 2 * (lane & 3);
+        float* to = a.sink_parts + ((w.slot * a.num_heads + w.head) * a.sink_columns + at) * 2 * D + column +
+                    2 * (lane & 3);
 #pragma unroll
         for (int n = 0; n < 2; ++n) {
           *reinterpret_cast<float2*>(to + n * 8) = {d_k[i][n][2 * r], d_k[i][n][2 * r + 1]};
@@ -227,7 +212,7 @@ __global__ void __launch_bounds__(sink_threads) sinks_kernel(AttentionGradientAr
 // One block of 2 D threads for (sequence, KV head, sink).
 template <int D>
 __global__ void __launch_bounds__(2 * D) finish_kernel(AttentionGradientArguments<uint16_t> a) {
-  const int64_t sinks = a.pattern.num_sinks, padded = (sinks + 15) / 16 * 16;
+  const int64_t sinks = a.pattern.num_sinks;
   const int64_t sink = blockIdx.x % sinks, kv_head = blockIdx.x / sinks % a.num_kv_heads;
   const int64_t sequence = blockIdx.x / sinks / a.num_kv_heads;
   const int64_t start = a.offsets[sequence], length = a.offsets[sequence + 1] - start;
@@ -238,7 +223,8 @@ __global__ void __launch_bounds__(2 * D) finish_kernel(AttentionGradientArgument
   float sum = a.sink_base[((sequence * a.num_kv_heads + kv_head) * sinks + sink) * 2 * D + element];
   for (int64_t head = kv_head * group; head < (kv_head + 1) * group; ++head)
     for (int64_t chunk = 0; chunk < chunks; ++chunk)
-      sum += a.sink_parts[(((first_slot + chunk) * a.num_heads + head) * padded + sink) * 2 * D + element];
+      sum += a.sink_parts[(((first_slot + chunk) * a.num_heads + head) * a.sink_columns + sink) * 2 * D +
+                          element];
   const bool is_key = element < D;
   const auto& to = is_key ? a.d_k : a.d_v;
   to.data[(start + sink) * to.stride + kv_head * D + element % D] =

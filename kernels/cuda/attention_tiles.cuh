@@ -92,7 +92,7 @@ struct KeyTiles {
     return high_end - high_begin + low_end - 1 - key_tile_index;
   }
 };
-// Whether the sinks' kernel adds to d_q of this query tile, before all key tiles.
+// Whether a query tile has pairs with sinks outside its run.
 __device__ inline bool tile_has_sinks(const AttentionPattern& pattern, int head, int tile, int length) {
   if (pattern.num_sinks == 0) return false;
   return sinks_outside(pattern, head, min((tile + 1) * static_cast<int>(query_tile), length) - 1, length) > 0;

@@ -56,9 +56,23 @@ struct Workspace {
   char* base_;
 };
 
-void check_head_dim(int64_t head_dim) {
+int device_capability() {  // 90: compute capability 9.0
+  int device = 0, major = 0, minor = 0;
+  check_attention(cudaGetDevice(&device), "attention");
+  check_attention(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "attention");
+  check_attention(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device), "attention");
+  return major * 10 + minor;
+}
+
+void check_supported(DType dtype, int64_t head_dim) {
+  if (attention_supported(dtype, head_dim)) return;
   if (head_dim != 64 && head_dim != 128)
     fail_input("attention on the GPU: head_dim {} is not supported; 64 and 128 are", head_dim);
+  if (dtype != DType::bf16 && dtype != DType::f32)
+    fail_input("attention on the GPU: {} is not supported; bf16 and f32 are", name_of(dtype));
+  const int capability = device_capability();
+  fail_input("attention on the GPU: bf16 needs compute capability 9.0 (H100, H200), this device has {}.{}",
+             capability / 10, capability % 10);
 }
 
 // Sinks beyond one group, or without groups at all, change nothing: every query sees them in its own run.
@@ -153,24 +167,23 @@ void set_gradient_arguments(AttentionGradientArguments<T>& a, const Tensor& d_q,
 
 }  // namespace
 
+bool attention_supported(DType dtype, int64_t head_dim) {
+  if (head_dim != 64 && head_dim != 128) return false;
+  return dtype == DType::f32 || (dtype == DType::bf16 && device_capability() == 90);
+}
+
 void attention_forward(const Tensor& out, const Tensor& lse, const Tensor& q, const Tensor& k,
                        const Tensor& v, const SequenceView& sequences, const AttentionPattern& pattern,
                        int64_t head_dim, cudaStream_t stream) {
-  check_head_dim(head_dim);
+  check_supported(q.dtype, head_dim);
   const AttentionShape shape = shape_of(q, k, sequences, head_dim);
   if (shape.tokens == 0 || sequences.count == 0) return;
   const auto run = [&]<class T>(AttentionArguments<T> a, auto kernel) {
     set_arguments(a, out, lse, q, k, v, sequences, pattern, shape);
     kernel(a, head_dim, stream);
   };
-  switch (shape.dtype) {
-    case DType::bf16:
-      return run(AttentionArguments<uint16_t>{}, forward_tensor_core);
-    case DType::f32:
-      return run(AttentionArguments<float>{}, forward_plain);
-    default:
-      fail_input("attention on the GPU: {} is not supported; bf16 and f32 are", name_of(shape.dtype));
-  }
+  shape.dtype == DType::bf16 ? run(AttentionArguments<uint16_t>{}, forward_tensor_core)
+                             : run(AttentionArguments<float>{}, forward_f32);
 }
 
 int64_t attention_backward_workspace(const AttentionShape& shape, const AttentionPattern& pattern) {
@@ -181,7 +194,7 @@ void attention_backward(const Tensor& d_q, const Tensor& d_k, const Tensor& d_v,
                         const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out,
                         const Tensor& lse, const SequenceView& sequences, const AttentionPattern& pattern,
                         int64_t head_dim, void* workspace, int64_t workspace_bytes, cudaStream_t stream) {
-  check_head_dim(head_dim);
+  check_supported(q.dtype, head_dim);
   const AttentionShape shape = shape_of(q, k, sequences, head_dim);
   if (shape.tokens == 0 || sequences.count == 0) return;
   const auto run = [&]<class T>(AttentionGradientArguments<T> a, auto... kernels) {
@@ -189,15 +202,10 @@ void attention_backward(const Tensor& d_q, const Tensor& d_k, const Tensor& d_v,
     set_gradient_arguments(a, d_q, d_k, d_v, d_out, shape, workspace, workspace_bytes, stream);
     (kernels(a, head_dim, stream), ...);
   };
-  switch (shape.dtype) {
-    case DType::bf16:
-      return run(AttentionGradientArguments<uint16_t>{}, backward_prepare, backward_tensor_core,
-                 backward_finish_sinks);
-    case DType::f32:
-      return run(AttentionGradientArguments<float>{}, backward_plain);
-    default:
-      fail_input("attention on the GPU: {} is not supported; bf16 and f32 are", name_of(shape.dtype));
-  }
+  if (shape.dtype == DType::bf16)
+    run(AttentionGradientArguments<uint16_t>{}, backward_prepare, backward_tensor_core, backward_finish_sinks);
+  else
+    run(AttentionGradientArguments<float>{}, backward_f32);
 }
 
 }  // namespace sinklora::cuda

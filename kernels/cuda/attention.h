@@ -1,8 +1,7 @@
-// Attention on the GPU: what CudaOps calls. The formulas, shapes and dtypes are those of
-// Ops::attention_forward and Ops::attention_backward (kernels/ops.h). bf16 runs on tensor cores; f32 is a
-// plain kernel for comparisons. head_dim is 64 or 128. q, k, v, d_q, d_k, d_v may be column slices of one
-// buffer; rows and columns begin at multiples of 16 bytes. Nothing here waits, allocates, or reads device
-// memory from the host.
+// Attention on the GPU: what CudaOps calls. The formulas, shapes and dtypes are those of Ops::attention_forward
+// and Ops::attention_backward (kernels/ops.h). bf16 runs on Hopper's tensor cores (sm_90a); f32 is a plain kernel
+// for comparisons. head_dim is 64 or 128. Any tensor but lse may be a column slice of a wider buffer; rows and
+// columns begin at multiples of 16 bytes. Nothing here waits, allocates, or reads device memory from the host.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -10,6 +9,9 @@
 #include "kernels/ops.h"
 
 namespace sinklora::cuda {
+
+// Whether the functions below take this dtype and head_dim on the current device; they refuse others by name.
+bool attention_supported(DType dtype, int64_t head_dim);
 
 void attention_forward(const Tensor& out, const Tensor& lse, const Tensor& q, const Tensor& k,
                        const Tensor& v, const SequenceView& sequences, const AttentionPattern& pattern,

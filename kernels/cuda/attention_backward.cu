@@ -32,7 +32,6 @@ namespace {
 
 constexpr int product_threads = 256, sum_threads = 128, backward_threads = product_threads + sum_threads;
 constexpr int queries = query_tile, keys = key_tile, sinks_at_once = 64;
-constexpr float log2_e = 1.4426950408889634f;
 // Named barriers: d_q tile written; d_q tile free again; among the products' warps; among the accumulation's.
 constexpr int written = 1, freed = 2, products = 3, sums = 4;
 
@@ -472,6 +471,7 @@ __device__ void multiply(const AttentionGradientArguments<uint16_t>& a, const Wo
 template <int D>
 __global__ void __launch_bounds__(backward_threads, 1)
     backward_kernel(AttentionGradientArguments<uint16_t> a) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL  // other devices are refused in attention.cpp
   extern __shared__ char unaligned[];
   const uint32_t memory = (shared_address(unaligned) + 1023) & ~1023u;
   char* generic = unaligned + (memory - shared_address(unaligned));
@@ -487,6 +487,7 @@ __global__ void __launch_bounds__(backward_threads, 1)
     asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
     accumulate<D>(a, w, memory);
   }
+#endif
 }
 
 template <int D>

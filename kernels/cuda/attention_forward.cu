@@ -1,15 +1,18 @@
 // Attention forward on Hopper's tensor cores (wgmma): out = softmax(q k^T / sqrt(D)) v and its log-sum-exp.
 //
 // Shapes and dtypes: q, out bf16 [T, Hq * D]; k, v bf16 [T, Hkv * D]; lse f32 [Hq, T]; D = 64 or 128.
-// Work: 4 D FLOP a visible pair and query head. Bytes: q and out once, k and v once for every 128 queries
-// that see them (from L2 mostly). Arithmetic bounds it. Launch: one block for (sequence, query head, 128
-// queries), later queries of a head first since they see more keys. Two warpgroups own 64 queries each, with
-// their 64 x 128 scores and 64 x D outputs in registers: while one takes its softmax, the other's products
-// run. K and V are double-buffered through cp.async. Keys: at most two intervals, the sinks (narrow tiles
-// where few) and the group's run (tiles of 128). Only tiles at the edges of what a row sees compare indices.
-// Softmax: base 2 with the scale folded in. Running maxima are raised only when a score exceeds them by 2^8:
-// any reference value gives the same quotient, and most rescaling of the outputs falls away. Ideas:
-// FlashAttention-2 and -3 (Dao, arXiv 2307.08691; Shah et al., arXiv 2407.08608); lazy rescaling is
+// Work: 4 D FLOP a visible pair and query head. Bytes: q and out once, k and v once for every 128 queries that see
+// them (from L2 mostly). Arithmetic bounds it.
+// Launch: one block for (sequence, query head, 128 queries), later queries of a head first since they see more
+// keys. Two warpgroups own 64 queries each, with their 64 x 128 scores and 64 x D outputs in registers. The scores
+// of a tile are computed together with the outputs of the tile before, whose product runs while the softmax is
+// taken. K and V are double-buffered through cp.async, V one tile behind K.
+//
+// Keys: at most two intervals, the sinks and the group's run, in tiles of 128; sinks that are fewer have a tile of
+// 16 or 64 of their own, before the others. Only tiles at the edges of what a row sees compare indices.
+// Softmax: base 2 with the scale folded in. Running maxima are raised only when a score exceeds them by 2^8: any
+// reference value gives the same quotient, and most rescaling of the outputs falls away.
+// Ideas: FlashAttention-2 and -3 (Dao, arXiv 2307.08691; Shah et al., arXiv 2407.08608); the lazy rescaling is
 // FlashAttention-4's.
 #include <cmath>
 
@@ -21,7 +24,6 @@ namespace sinklora::cuda {
 namespace {
 
 constexpr int queries_per_block = 128, keys_per_tile = 128, forward_threads = 256;
-constexpr float log2_e = 1.4426950408889634f, ln_2 = 0.6931471805599453f;
 // 64 columns of a tile's rows.
 constexpr uint32_t panel_bytes = 128 * 128;
 
@@ -168,6 +170,7 @@ constexpr int forward_shared = 5 * tile_bytes<D> + queries_per_block * 16 + 1024
 
 template <int D>
 __global__ void __launch_bounds__(forward_threads, 1) forward_kernel(AttentionArguments<uint16_t> a) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL  // other devices are refused in attention.cpp
   extern __shared__ char unaligned[];
   const uint32_t q = (shared_address(unaligned) + 1023) & ~1023u, buffers = q + tile_bytes<D>;
   const int tiles = static_cast<int>((a.max_length + queries_per_block - 1) / queries_per_block);
@@ -283,6 +286,7 @@ __global__ void __launch_bounds__(forward_threads, 1) forward_kernel(AttentionAr
   for (int panel = 0; panel < D / 64; ++panel)
     store_tile<64, 16, 32>(a.out.data + (start + warp_first) * a.out.stride + head * D + panel * 64,
                            a.out.stride, rows + panel * panel_bytes, length - warp_first, lane);
+#endif
 }
 
 template <int D>

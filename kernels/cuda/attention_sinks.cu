@@ -1,15 +1,15 @@
 // The parts of the attention backward around its main kernel: delta before it, and the pairs of queries with
-// sinks that lie outside their group. Sinks are seen by every query of the sequence, so their columns are as
-// long as it is and as narrow as the sinks are few: they get tiles of their own shape.
+// sinks that lie outside their group. Sinks are seen by every query of the sequence, so their columns are as long
+// as it is and as narrow as the sinks are few: they get tiles of their own shape. Formulas: attention_backward.cu.
 //
 // delta_kernel: delta[h, t] = sum_d d_out out. Reads both once. One thread for 8 elements.
-// sinks_kernel: dS of all such pairs, for the main kernel to multiply by k into its d_q, and the sinks' dK,
-// dV summed
-//   over chunks of queries. q and dO are read once: memory-bound for 16 sinks. One block of 8 warps for
-//   (sequence, query head, chunk); up to 64 sinks at a time; a warp owns 16 of a tile's 128 queries for S and
-//   dP, and 16 of the D columns for dK and dV.
-// finish_kernel: d_k, d_v of the sinks = the main kernel's part + chunks and query heads, always in the same
-// order. Formulas: attention_backward.cu.
+//
+// sinks_kernel: dS of all such pairs, for the main kernel to multiply by k into its d_q, and the sinks' dK, dV
+// summed over chunks of queries. 8 D FLOP a pair; q and dO are read once: memory-bound for 16 sinks. One block of
+// 8 warps for (sequence, query head, chunk); up to 64 sinks at a time; a warp owns 16 of a tile's 128 queries for
+// S and dP, and 16 of the D columns for dK and dV (mma.sync).
+//
+// finish_kernel: d_k, d_v of the sinks = the main kernel's part + chunks and query heads, always in this order.
 #include "kernels/cuda/attention_tiles.cuh"
 #include "kernels/cuda/tensor_core.cuh"
 
@@ -17,7 +17,6 @@ namespace sinklora::cuda {
 namespace {
 
 constexpr int delta_threads = 256, sink_threads = 256, rows_per_tile = 128;
-constexpr float log2_e = 1.4426950408889634f;
 
 __device__ inline float dot_bf16(uint4 x, uint4 y) {
   const uint32_t a[4] = {x.x, x.y, x.z, x.w}, b[4] = {y.x, y.y, y.z, y.w};
@@ -165,26 +164,26 @@ __global__ void __launch_bounds__(sink_threads) sinks_kernel(AttentionGradientAr
   for (int sink = 0; sink < sinks; sink += SINKS) {
     float d_k[SINKS / 16][2][4] = {}, d_v[SINKS / 16][2][4] = {};
     const int valid_sinks = min(sinks, w.length) - sink;
+    __syncthreads();  // the tiles of the step before are read, here and below
+    load_tile<D, SINKS, sink_threads>(memory + S::k, a.k.data + (w.start + sink) * a.k.stride + kv_column,
+                                      a.k.stride, valid_sinks, thread);
+    load_tile<D, SINKS, sink_threads>(memory + S::k + SINKS * D * 2,
+                                      a.v.data + (w.start + sink) * a.v.stride + kv_column, a.v.stride,
+                                      valid_sinks, thread);
     for (int row = w.first; row < w.end; row += rows_per_tile) {
       const int valid = w.end - row;
-      __syncthreads();  // the tiles of the step before are read
-      if (row == w.first) {
-        load_tile<D, SINKS, sink_threads>(memory + S::k, a.k.data + (w.start + sink) * a.k.stride + kv_column,
-                                          a.k.stride, valid_sinks, thread);
-        load_tile<D, SINKS, sink_threads>(memory + S::k + SINKS * D * 2,
-                                          a.v.data + (w.start + sink) * a.v.stride + kv_column, a.v.stride,
-                                          valid_sinks, thread);
-      }
+      // Later rows have more sinks outside: where the last one has none, no pair is here.
+      if (sinks_outside(a.pattern, w.head, row + min(valid, rows_per_tile) - 1, w.length) == 0) continue;
+      __syncthreads();
       load_tile<D, rows_per_tile, sink_threads>(
           memory + S::q, a.q.data + (w.start + row) * a.q.stride + w.head * D, a.q.stride, valid, thread);
       load_tile<D, rows_per_tile, sink_threads>(memory + S::d_out,
                                                 a.d_out.data + (w.start + row) * a.d_out.stride + w.head * D,
                                                 a.d_out.stride, valid, thread);
       copy_async_commit();
-      const int end = thread < rows_per_tile ? sinks_outside(a.pattern, w.head, row + thread, w.length) : 0;
-      if (thread < rows_per_tile) ends[thread] = end;
+      if (thread < rows_per_tile) ends[thread] = sinks_outside(a.pattern, w.head, row + thread, w.length);
       copy_async_wait<0>();
-      if (!__syncthreads_or(end > 0)) continue;
+      __syncthreads();
       sink_rows<SINKS, D>(a, w, memory, ends, row, sink, tile_base);
       __syncthreads();
       if (column < D) {

@@ -1,10 +1,9 @@
 // Attention in f32 on ordinary cores, forward and backward: for comparisons and small runs, not for speed.
 //
-// Shapes: q, out, d_q, d_out f32 [T, Hq * D]; k, v, d_k, d_v f32 [T, Hkv * D]; lse, delta f32 [Hq, T]; D = 64
-// or 128. Work: forward 4 D FLOP a visible pair and query head, backward 14 D (two kernels, each with its own
-// S and dP). Launch: 8 warps for 32 rows of one head, 4 rows a warp. The other side's rows pass by in tiles
-// of 32: a lane takes one of them for the dot products, then D / 32 columns for the sums. Every sum has one
-// order: no atomics.
+// Shapes: q, out, d_q, d_out f32 [T, Hq * D]; k, v, d_k, d_v f32 [T, Hkv * D]; lse, delta f32 [Hq, T].
+// Work: forward 4 D FLOP a visible pair and query head, backward 14 D (two kernels, each with its own S and dP).
+// Launch: 8 warps for 32 rows of one head, 4 rows a warp. The other side's rows pass by in tiles of 32: a lane
+// takes one of them for the dot products, then D / 32 columns for the sums. Every sum has one order: no atomics.
 #include <cmath>
 
 #include "kernels/cuda/attention_tiles.cuh"
@@ -62,7 +61,7 @@ struct PlainWork {
 };
 
 template <int D>
-__global__ void __launch_bounds__(plain_threads) plain_forward(AttentionArguments<float> a) {
+__global__ void __launch_bounds__(plain_threads) f32_forward(AttentionArguments<float> a) {
   extern __shared__ __align__(16) char generic[];
   auto& s = *reinterpret_cast<PlainShared<D>*>(generic);
   const PlainWork w(a, a.num_heads);
@@ -119,7 +118,7 @@ __global__ void __launch_bounds__(plain_threads) plain_forward(AttentionArgument
 
 // d_q, and delta for the kernel after it.
 template <int D>
-__global__ void __launch_bounds__(plain_threads) plain_backward_queries(AttentionGradientArguments<float> a) {
+__global__ void __launch_bounds__(plain_threads) f32_backward_queries(AttentionGradientArguments<float> a) {
   extern __shared__ __align__(16) char generic[];
   auto& s = *reinterpret_cast<PlainShared<D>*>(generic);
   const PlainWork w(a, a.num_heads);
@@ -180,7 +179,7 @@ __global__ void __launch_bounds__(plain_threads) plain_backward_queries(Attentio
 }
 
 template <int D>
-__global__ void __launch_bounds__(plain_threads) plain_backward_keys(AttentionGradientArguments<float> a) {
+__global__ void __launch_bounds__(plain_threads) f32_backward_keys(AttentionGradientArguments<float> a) {
   extern __shared__ __align__(16) char generic[];
   auto& s = *reinterpret_cast<PlainShared<D>*>(generic);
   const PlainWork w(a, a.num_kv_heads);  // w.head: the KV head
@@ -250,17 +249,17 @@ void launch(void (*kernel)(Arguments), const Arguments& a, int64_t heads, cudaSt
 
 template <int D>
 void backward(const AttentionGradientArguments<float>& a, cudaStream_t stream) {
-  launch<D>(plain_backward_queries<D>, a, a.num_heads, stream);
-  launch<D>(plain_backward_keys<D>, a, a.num_kv_heads, stream);
+  launch<D>(f32_backward_queries<D>, a, a.num_heads, stream);
+  launch<D>(f32_backward_keys<D>, a, a.num_kv_heads, stream);
 }
 
 }  // namespace
 
-void forward_plain(const AttentionArguments<float>& a, int64_t head_dim, cudaStream_t stream) {
-  head_dim == 64 ? launch<64>(plain_forward<64>, a, a.num_heads, stream)
-                 : launch<128>(plain_forward<128>, a, a.num_heads, stream);
+void forward_f32(const AttentionArguments<float>& a, int64_t head_dim, cudaStream_t stream) {
+  head_dim == 64 ? launch<64>(f32_forward<64>, a, a.num_heads, stream)
+                 : launch<128>(f32_forward<128>, a, a.num_heads, stream);
 }
-void backward_plain(const AttentionGradientArguments<float>& a, int64_t head_dim, cudaStream_t stream) {
+void backward_f32(const AttentionGradientArguments<float>& a, int64_t head_dim, cudaStream_t stream) {
   head_dim == 64 ? backward<64>(a, stream) : backward<128>(a, stream);
 }
 

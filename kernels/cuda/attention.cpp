@@ -203,7 +203,8 @@ void attention_backward(const Tensor& d_q, const Tensor& d_k, const Tensor& d_v,
     (kernels(a, head_dim, stream), ...);
   };
   if (shape.dtype == DType::bf16)
-    run(AttentionGradientArguments<uint16_t>{}, backward_prepare, backward_tensor_core, backward_finish_sinks);
+    run(AttentionGradientArguments<uint16_t>{}, backward_prepare, backward_tensor_core,
+        backward_finish_sinks);
   else
     run(AttentionGradientArguments<float>{}, backward_f32);
 }

@@ -1,0 +1,311 @@
+// Attention forward on Hopper's tensor cores (wgmma): out = softmax(q k^T / sqrt(D)) v and its log-sum-exp.
+//
+// Shapes and dtypes: q, out bf16 [T, Hq * D]; k, v bf16 [T, Hkv * D]; lse f32 [Hq, T]; D = 64 or 128.
+// Work: 4 D FLOP a visible pair and query head. Bytes: q and out once, k and v once for every 128 queries that see
+// them (from L2 mostly). Arithmetic bounds it.
+// Launch: one block for (sequence, query head, 128 queries), later queries of a head first since they see more
+// keys. Two warpgroups own 64 queries each, with their 64 x 128 scores and 64 x D outputs in registers. The scores
+// of a tile are computed together with the outputs of the tile before, whose product runs while the softmax is
+// taken. K and V are double-buffered through cp.async, V one tile behind K.
+//
+// Keys: at most two intervals, the sinks and the group's run, in tiles of 128; sinks that are fewer have a tile of
+// 16 or 64 of their own, before the others. Only tiles at the edges of what a row sees compare indices.
+// Softmax: base 2 with the scale folded in. Running maxima are raised only when a score exceeds them by 2^8: any
+// reference value gives the same quotient, and most rescaling of the outputs falls away.
+// Ideas: FlashAttention-2 and -3 (Dao, arXiv 2307.08691; Shah et al., arXiv 2407.08608); the lazy rescaling is
+// FlashAttention-4's.
+#include <cmath>
+
+#include "kernels/cuda/attention_tiles.cuh"
+#include "kernels/cuda/tensor_core.cuh"
+#include "kernels/cuda/wgmma.cuh"
+
+namespace sinklora::cuda {
+// Named, so that passes for devices whose kernels are empty find nothing unused.
+namespace hopper_forward {
+
+inline constexpr int queries_per_block = 128, keys_per_tile = 128, forward_threads = 256;
+// 64 columns of a tile's rows.
+inline constexpr uint32_t panel_bytes = 128 * 128;
+
+template <int D>
+struct Accumulator {
+  float out[D / 8][4];
+  float maximum[2];  // of raw scores, of rows lane / 4 and lane / 4 + 8 of the warp's 16
+  float sum[2];      // this lane's part
+};
+
+// score[64, KEYS] = q k^T: issues the products.
+template <int KEYS, int D>
+__device__ __forceinline__ void multiply_scores(float (&score)[KEYS / 8][4], uint32_t q, uint32_t k) {
+#pragma unroll
+  for (int step = 0; step < D / 16; ++step) {
+    const uint32_t at = step / 4 * panel_bytes + step % 4 * 32;
+    wgmma<0, 0>(score, matrix_descriptor(q + at, 0), matrix_descriptor(k + at, 0), step > 0);
+  }
+  wgmma_commit();
+}
+// out[64, D] += p v: issues the products.
+template <int KEYS, int D>
+__device__ __forceinline__ void multiply_values(float (&out)[D / 8][4], const uint32_t (&p)[KEYS / 16][4],
+                                                uint32_t v) {
+#pragma unroll
+  for (int step = 0; step < KEYS / 16; ++step)
+    wgmma<1>(out, p[step], matrix_descriptor(v + step * 16 * 128, panel_bytes), 1);
+  wgmma_commit();
+}
+
+// Scores become weights exp(score - reference). Returns whether the outputs so far must be multiplied by
+// `factor`. `bounds`: of the warp's 16 rows when the tile needs a mask, else null.
+template <int KEYS, int D>
+__device__ __forceinline__ bool take_softmax(float (&score)[KEYS / 8][4], Accumulator<D>& acc,
+                                             float (&factor)[2], const RowBounds* bounds, int first_key,
+                                             float scale_log2, int lane) {
+  bool raise = false;
+  float top[2], reference[2];
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    if (bounds != nullptr) {
+      const RowBounds keys = bounds[r * 8 + lane / 4];
+#pragma unroll
+      for (int n = 0; n < KEYS / 8; ++n)
+#pragma unroll
+        for (int c = 0; c < 2; ++c)
+          if (!keys.sees(first_key + n * 8 + 2 * (lane & 3) + c)) score[n][2 * r + c] = -INFINITY;
+    }
+    float most = -INFINITY;
+#pragma unroll
+    for (int n = 0; n < KEYS / 8; ++n) most = fmaxf(most, fmaxf(score[n][2 * r], score[n][2 * r + 1]));
+    most = fmaxf(most, __shfl_xor_sync(~0u, most, 1));
+    most = fmaxf(most, __shfl_xor_sync(~0u, most, 2));
+    top[r] = most;
+    raise |= (most - acc.maximum[r]) * scale_log2 > 8.0f;  // -inf - -inf is NaN: no
+  }
+  raise = __any_sync(~0u, raise);
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    if (raise) {
+      const float most = fmaxf(acc.maximum[r], top[r]);
+      factor[r] = most == -INFINITY ? 1.0f : fast_exp2((acc.maximum[r] - most) * scale_log2);
+      acc.maximum[r] = most;
+      acc.sum[r] *= factor[r];
+    }
+    reference[r] = acc.maximum[r] == -INFINITY ? 0.0f : acc.maximum[r] * scale_log2;
+  }
+#pragma unroll
+  for (int n = 0; n < KEYS / 8; ++n)
+#pragma unroll
+    for (int c = 0; c < 4; ++c) {
+      score[n][c] = fast_exp2(fmaf(score[n][c], scale_log2, -reference[c >> 1]));
+      acc.sum[c >> 1] += score[n][c];
+    }
+  return raise;
+}
+
+template <int D>
+__device__ __forceinline__ void rescale(float (&out)[D / 8][4], const float (&factor)[2]) {
+#pragma unroll
+  for (int n = 0; n < D / 8; ++n)
+#pragma unroll
+    for (int c = 0; c < 4; ++c) out[n][c] *= factor[c >> 1];
+}
+
+template <int KEYS>
+__device__ __forceinline__ void round_weights(uint32_t (&p)[KEYS / 16][4],
+                                              const float (&weight)[KEYS / 8][4]) {
+#pragma unroll
+  for (int n = 0; n < KEYS / 8; ++n) {
+    p[n / 2][(n & 1) * 2] = pack_bf16(weight[n][0], weight[n][1]);
+    p[n / 2][(n & 1) * 2 + 1] = pack_bf16(weight[n][2], weight[n][3]);
+  }
+}
+
+// The first tile, when there are sinks for a narrow one.
+template <int KEYS, int D>
+__device__ __forceinline__ void attend_narrow(Accumulator<D>& acc, uint32_t q, uint32_t k, uint32_t v,
+                                              const RowBounds* bounds, int first_key, float scale_log2,
+                                              int lane) {
+  float score[KEYS / 8][4], factor[2];
+  wgmma_fence();
+  multiply_scores<KEYS, D>(score, q, k);
+  wgmma_wait<0>();
+  take_softmax<KEYS, D>(score, acc, factor, bounds, first_key, scale_log2, lane);  // nothing to rescale yet
+  uint32_t p[KEYS / 16][4];
+  round_weights<KEYS>(p, score);
+  wgmma_fence();
+  multiply_values<KEYS, D>(acc.out, p, v);
+  wgmma_wait<0>();
+}
+
+// The tiles of a block's keys: those of 128, in ascending order, and perhaps a narrow one for what is left of
+// the sinks.
+struct TileList {
+  KeyIntervals keys;
+  int full_sinks, narrow_width, count;  // count: of the tiles of 128
+
+  __device__ explicit TileList(const KeyIntervals& intervals) : keys(intervals) {
+    const int rest = keys.low_end % keys_per_tile;
+    full_sinks = keys.low_end / keys_per_tile + (rest > 64 ? 1 : 0);
+    narrow_width = rest > 64 || rest == 0 ? 0 : rest > 16 ? 64 : 16;
+    count = full_sinks + (keys.end - keys.begin + keys_per_tile - 1) / keys_per_tile;
+  }
+  __device__ int narrow_begin() const { return full_sinks * keys_per_tile; }
+  __device__ int begin(int i) const {
+    return i < full_sinks ? i * keys_per_tile : keys.begin + (i - full_sinks) * keys_per_tile;
+  }
+  __device__ int limit(int i) const { return i < full_sinks ? keys.low_end : keys.end; }
+};
+
+template <int ROWS, int D>
+__device__ __forceinline__ void load_panels(uint32_t to, const uint16_t* from, int64_t stride, int valid,
+                                            int thread) {
+#pragma unroll
+  for (int panel = 0; panel < D / 64; ++panel)
+    load_tile<64, ROWS, forward_threads>(to + panel * panel_bytes, from + panel * 64, stride, valid, thread);
+}
+
+template <int D>
+inline constexpr uint32_t tile_bytes = D / 64 * panel_bytes;
+template <int D>
+inline constexpr int forward_shared =
+    5 * tile_bytes<D> + queries_per_block * 16 + 1024;  // the last for alignment
+
+template <int D>
+__global__ void __launch_bounds__(forward_threads, 1) forward_kernel(AttentionArguments<uint16_t> a) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL  // other devices are refused in attention.cpp
+  extern __shared__ char unaligned[];
+  const uint32_t q = (shared_address(unaligned) + 1023) & ~1023u, buffers = q + tile_bytes<D>;
+  const int tiles = static_cast<int>((a.max_length + queries_per_block - 1) / queries_per_block);
+  const int first = (tiles - 1 - static_cast<int>(blockIdx.x) % tiles) * queries_per_block;
+  const int head = static_cast<int>(blockIdx.x / tiles % a.num_heads);
+  const int64_t sequence = blockIdx.x / tiles / a.num_heads;
+  const int64_t start = a.offsets[sequence];
+  const int length = static_cast<int>(a.offsets[sequence + 1] - start);
+  if (first >= length) return;
+  const int thread = threadIdx.x, lane = thread & 31, warp = thread >> 5, group = thread >> 7;
+  const int valid = min(queries_per_block, length - first);
+  auto* bounds =
+      reinterpret_cast<RowBounds*>(unaligned + (q - shared_address(unaligned)) + 5 * tile_bytes<D>);
+
+  const TileList list(KeyIntervals(a.pattern, head, first, first + valid - 1, length));
+  const int64_t kv_column = head / (a.num_heads / a.num_kv_heads) * D;
+  const uint16_t* k = a.k.data + start * a.k.stride + kv_column;
+  const uint16_t* v = a.v.data + start * a.v.stride + kv_column;
+  const auto load = [&](const uint16_t* from, int64_t stride, uint32_t to, int i) {
+    const int key = list.begin(i);
+    load_panels<keys_per_tile, D>(to, from + key * stride, stride, list.limit(i) - key, thread);
+  };
+  const auto k_buffer = [&](int i) { return buffers + (i & 1) * tile_bytes<D>; };
+  const auto v_buffer = [&](int i) { return buffers + (2 + (i & 1)) * tile_bytes<D>; };
+  load_panels<queries_per_block, D>(q, a.q.data + (start + first) * a.q.stride + head * D, a.q.stride, valid,
+                                    thread);
+  const int narrow_key = list.narrow_begin();
+  if (list.narrow_width > 0) {
+    const int rows = list.keys.low_end - narrow_key;
+    load_panels<64, D>(k_buffer(1), k + narrow_key * a.k.stride, a.k.stride, rows, thread);
+    load_panels<64, D>(v_buffer(1), v + narrow_key * a.v.stride, a.v.stride, rows, thread);
+  }
+  load(k, a.k.stride, k_buffer(0), 0);
+  copy_async_commit();
+  if (thread < queries_per_block) bounds[thread] = row_bounds(a.pattern, head, first + thread, length);
+
+  Accumulator<D> acc = {};
+  acc.maximum[0] = acc.maximum[1] = -INFINITY;
+  const float scale_log2 = a.scale * log2_e;
+  const uint32_t own_q = q + group * 64 * 128;
+  const RowBounds* own_bounds = bounds + warp * 16;
+  copy_async_wait<0>();
+  fence_for_async_reads();
+  __syncthreads();
+  if (list.narrow_width == 16)
+    attend_narrow<16>(acc, own_q, k_buffer(1), v_buffer(1), own_bounds, narrow_key, scale_log2, lane);
+  else if (list.narrow_width == 64)
+    attend_narrow<64>(acc, own_q, k_buffer(1), v_buffer(1), own_bounds, narrow_key, scale_log2, lane);
+
+  // Begins the copies of V of tile i and K of the tile after it, which tile i + 1 needs.
+  const auto load_next = [&](int i) {
+    if (i + 1 < list.count) load(k, a.k.stride, k_buffer(i + 1), i + 1);
+    load(v, a.v.stride, v_buffer(i), i);
+    copy_async_commit();
+  };
+  const auto mask_of = [&](int i) {
+    const int key = list.begin(i);
+    return list.keys.visible(key, key + keys_per_tile) ? nullptr : own_bounds;
+  };
+  float score[keys_per_tile / 8][4], factor[2];
+  uint32_t p[keys_per_tile / 16][4];
+  __syncthreads();
+  load_next(0);
+  wgmma_fence();
+  multiply_scores<keys_per_tile, D>(score, own_q, k_buffer(0));
+  wgmma_wait<0>();
+  if (take_softmax<keys_per_tile, D>(score, acc, factor, mask_of(0), list.begin(0), scale_log2, lane))
+    rescale<D>(acc.out, factor);
+  round_weights<keys_per_tile>(p, score);
+  for (int i = 1; i < list.count; ++i) {
+    copy_async_wait<0>();
+    fence_for_async_reads();
+    __syncthreads();
+    load_next(i);
+    wgmma_fence();
+    multiply_scores<keys_per_tile, D>(score, own_q, k_buffer(i));
+    multiply_values<keys_per_tile, D>(acc.out, p, v_buffer(i - 1));
+    wgmma_wait<1>();
+    const bool raise =
+        take_softmax<keys_per_tile, D>(score, acc, factor, mask_of(i), list.begin(i), scale_log2, lane);
+    wgmma_wait<0>();
+    if (raise) rescale<D>(acc.out, factor);
+    round_weights<keys_per_tile>(p, score);
+  }
+  copy_async_wait<0>();
+  fence_for_async_reads();
+  __syncthreads();
+  wgmma_fence();
+  multiply_values<keys_per_tile, D>(acc.out, p, v_buffer(list.count - 1));
+  wgmma_wait<0>();
+
+  // Quotient and log-sum-exp; out leaves through the warp's own rows of q, for whole 16-byte stores.
+  const uint32_t rows = q + warp * 16 * 128;
+  const int warp_first = first + warp * 16;
+  barrier_sync(1 + group, 128);
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    float sum = acc.sum[r];
+    sum += __shfl_xor_sync(~0u, sum, 1);
+    sum += __shfl_xor_sync(~0u, sum, 2);
+    const int row = r * 8 + lane / 4;
+    if ((lane & 3) == 0 && warp_first + row < length)
+      a.lse.data[head * a.lse.stride + start + warp_first + row] =
+          acc.maximum[r] * a.scale + log2f(sum) * ln_2;
+    const float inverse = 1.0f / sum;
+#pragma unroll
+    for (int n = 0; n < D / 8; ++n)
+      store_shared(rows + n / 8 * panel_bytes + Tile<64>::offset(row, n % 8) + 4 * (lane & 3),
+                   pack_bf16(acc.out[n][2 * r] * inverse, acc.out[n][2 * r + 1] * inverse));
+  }
+  __syncwarp();
+#pragma unroll
+  for (int panel = 0; panel < D / 64; ++panel)
+    store_tile<64, 16, 32>(a.out.data + (start + warp_first) * a.out.stride + head * D + panel * 64,
+                           a.out.stride, rows + panel * panel_bytes, length - warp_first, lane);
+#endif
+}
+
+template <int D>
+void launch(const AttentionArguments<uint16_t>& a, cudaStream_t stream) {
+  check_attention(
+      cudaFuncSetAttribute(forward_kernel<D>, cudaFuncAttributeMaxDynamicSharedMemorySize, forward_shared<D>),
+      "attention forward");
+  const int64_t tiles = (a.max_length + queries_per_block - 1) / queries_per_block;
+  const unsigned blocks = attention_blocks(tiles * a.num_heads * a.sequences, "attention forward");
+  forward_kernel<D><<<blocks, forward_threads, forward_shared<D>, stream>>>(a);
+  check_attention(cudaGetLastError(), "attention forward");
+}
+
+}  // namespace hopper_forward
+
+void forward_tensor_core(const AttentionArguments<uint16_t>& a, int64_t head_dim, cudaStream_t stream) {
+  head_dim == 64 ? hopper_forward::launch<64>(a, stream) : hopper_forward::launch<128>(a, stream);
+}
+
+}  // namespace sinklora::cuda

@@ -1,0 +1,72 @@
+// Between the checked entry points of attention.cpp and the kernels. Pointers and numbers only: no header
+// that the CUDA compiler need not read.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "kernels/attention_pattern.h"
+
+namespace sinklora::cuda {
+
+// Both throw an Error that names the kernel.
+void check_attention(cudaError_t status, const char* kernel);
+unsigned attention_blocks(int64_t count, const char* kernel);
+
+// A [T, columns] matrix whose rows lie `stride` elements apart.
+template <class T>
+struct Rows {
+  T* data = nullptr;
+  int64_t stride = 0;
+};
+
+template <class T>
+struct AttentionArguments {
+  Rows<const T> q, k, v;
+  Rows<T> out;
+  Rows<float> lse;         // [Hq, T]
+  const int64_t* offsets;  // [S + 1]
+  int64_t tokens, sequences, max_length;
+  int64_t num_heads, num_kv_heads;
+  AttentionPattern pattern;
+  float scale;  // 1 / sqrt(D)
+};
+
+// Query tiles and query chunks of a batch are counted without reading the offsets: those of sequence s begin
+// at offsets[s] / size + s, which leaves at most one unused slot a sequence.
+constexpr int64_t query_tile = 64, key_tile = 128;
+SINKLORA_HOST_DEVICE inline int64_t slot_base(int64_t offset, int64_t sequence, int64_t size) {
+  return offset / size + sequence;
+}
+
+template <class T>
+struct AttentionGradientArguments : AttentionArguments<T> {
+  Rows<const T> d_out;
+  Rows<T> d_q, d_k, d_v;
+  float* delta;           // [Hq, T]: sum over d of d_out * out
+  float* d_q_sum;         // [Hq, query tiles, 64, D], swizzled: d_q while key tiles add to it in turn
+  int* turn;              // [Hq, query tiles]: how many key tiles have added
+  int* ticket;            // the next item of work
+  uint16_t* sink_d_s;     // [Hq, query tiles, 64, sink_columns]: dS of the sinks outside the run
+  float* sink_parts;      // [query chunks, Hq, sink_columns, 2, D]: dK, dV of sinks outside the run, by
+                          // chunk
+  float* sink_base;       // [S, Hkv, sinks, 2, D]: dK, dV of sinks inside the run
+  int64_t sink_columns;   // the number of sinks rounded up: 16, or a multiple of 64
+  int64_t tile_slots;     // query tiles, unused ones included
+  int64_t chunk;          // queries of one chunk
+  int64_t heads_at_once;  // KV heads whose work is interleaved
+};
+
+void forward_f32(const AttentionArguments<float>& a, int64_t head_dim, cudaStream_t stream);
+void backward_f32(const AttentionGradientArguments<float>& a, int64_t head_dim, cudaStream_t stream);
+void forward_tensor_core(const AttentionArguments<uint16_t>& a, int64_t head_dim, cudaStream_t stream);
+void backward_tensor_core(const AttentionGradientArguments<uint16_t>& a, int64_t head_dim,
+                          cudaStream_t stream);
+// The parts of the backward around its main kernel (attention_sinks.cu): delta and the sinks' pairs before
+// it, the sinks' gradients after it.
+void backward_prepare(const AttentionGradientArguments<uint16_t>& a, int64_t head_dim, cudaStream_t stream);
+void backward_finish_sinks(const AttentionGradientArguments<uint16_t>& a, int64_t head_dim,
+                           cudaStream_t stream);
+
+}  // namespace sinklora::cuda

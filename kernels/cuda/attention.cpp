@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "kernels/cuda/attention_internal.h"
+#include "kernels/cuda/attention_plain.h"
 
 namespace sinklora::cuda {
 
@@ -178,12 +179,11 @@ void attention_forward(const Tensor& out, const Tensor& lse, const Tensor& q, co
   check_supported(q.dtype, head_dim);
   const AttentionShape shape = shape_of(q, k, sequences, head_dim);
   if (shape.tokens == 0 || sequences.count == 0) return;
-  const auto run = [&]<class T>(AttentionArguments<T> a, auto kernel) {
-    set_arguments(a, out, lse, q, k, v, sequences, pattern, shape);
-    kernel(a, head_dim, stream);
-  };
-  shape.dtype == DType::bf16 ? run(AttentionArguments<uint16_t>{}, forward_tensor_core)
-                             : run(AttentionArguments<float>{}, forward_f32);
+  if (shape.dtype == DType::f32)
+    return plain_attention_forward(out, lse, q, k, v, sequences, pattern, head_dim, stream);
+  AttentionArguments<uint16_t> a;
+  set_arguments(a, out, lse, q, k, v, sequences, pattern, shape);
+  forward_tensor_core(a, head_dim, stream);
 }
 
 int64_t attention_backward_workspace(const AttentionShape& shape, const AttentionPattern& pattern) {
@@ -197,16 +197,14 @@ void attention_backward(const Tensor& d_q, const Tensor& d_k, const Tensor& d_v,
   check_supported(q.dtype, head_dim);
   const AttentionShape shape = shape_of(q, k, sequences, head_dim);
   if (shape.tokens == 0 || sequences.count == 0) return;
-  const auto run = [&]<class T>(AttentionGradientArguments<T> a, auto... kernels) {
-    set_arguments(a, out, lse, q, k, v, sequences, pattern, shape);
-    set_gradient_arguments(a, d_q, d_k, d_v, d_out, shape, workspace, workspace_bytes, stream);
-    (kernels(a, head_dim, stream), ...);
-  };
-  if (shape.dtype == DType::bf16)
-    run(AttentionGradientArguments<uint16_t>{}, backward_prepare, backward_tensor_core,
-        backward_finish_sinks);
-  else
-    run(AttentionGradientArguments<float>{}, backward_f32);
+  if (shape.dtype == DType::f32)
+    return plain_attention_backward(d_q, d_k, d_v, d_out, q, k, v, out, lse, sequences, pattern, head_dim, stream);
+  AttentionGradientArguments<uint16_t> a;
+  set_arguments(a, out, lse, q, k, v, sequences, pattern, shape);
+  set_gradient_arguments(a, d_q, d_k, d_v, d_out, shape, workspace, workspace_bytes, stream);
+  backward_prepare(a, head_dim, stream);
+  backward_tensor_core(a, head_dim, stream);
+  backward_finish_sinks(a, head_dim, stream);
 }
 
 }  // namespace sinklora::cuda

@@ -58,8 +58,6 @@ struct AttentionGradientArguments : AttentionArguments<T> {
   int64_t heads_at_once;  // KV heads whose work is interleaved
 };
 
-void forward_f32(const AttentionArguments<float>& a, int64_t head_dim, cudaStream_t stream);
-void backward_f32(const AttentionGradientArguments<float>& a, int64_t head_dim, cudaStream_t stream);
 void forward_tensor_core(const AttentionArguments<uint16_t>& a, int64_t head_dim, cudaStream_t stream);
 void backward_tensor_core(const AttentionGradientArguments<uint16_t>& a, int64_t head_dim,
                           cudaStream_t stream);

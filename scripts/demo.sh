@@ -45,7 +45,7 @@ perplexity() { # NAME CONTEXT [ADAPTER]
 }
 row() { printf '%-34s %9.4f\n' "$1" "$2"; }
 say "Perplexity of held-out documents, full attention (lower is better)"
-row "untuned, its own 256 tokens" "$(perplexity untuned-256 256)"
+
 row "untuned, $context tokens" "$(perplexity untuned $context)"
 for name in full s2 sf; do
   row "fine-tuned with $name, $context tokens" "$(perplexity "$name" $context "$(adapter "$name")")"

@@ -33,7 +33,7 @@ constexpr int kSentencesInParagraph = 6;
 constexpr int64_t kBytesForEachFact = 100;
 constexpr double kShareOfRecalls = 0.9;   // of the sentences that state nothing
 constexpr double kShareOfMeetings = 0.9;  // of the recalls: two facts in one sentence
-constexpr double kShareOfRarest = 0.25;   // of the recalled facts: the one not mentioned for longest
+constexpr double kShareOfOldest = 0.25;   // of the recalled facts: the one not mentioned for longest
 constexpr int64_t kShortestRecall = 16;   // bytes: about half a sentence
 
 class Draws {
@@ -101,7 +101,7 @@ class Writer {
   // evenly on a logarithmic scale.
   int64_t fact_to_recall() {
     const double longest = std::max<double>(kShortestRecall, static_cast<double>(size()));
-    const double share = draws_.uniform() < kShareOfRarest ? 1.0 : draws_.uniform();
+    const double share = draws_.uniform() < kShareOfOldest ? 1.0 : draws_.uniform();
     const double wanted = std::log(kShortestRecall) + share * std::log(longest / kShortestRecall);
     const auto off = [&](int64_t fact) {
       return std::fabs(std::log(static_cast<double>(size() - last_mention_[static_cast<size_t>(fact)])) -

@@ -1,7 +1,8 @@
 // Long documents for the demo and the tests, made by a small grammar: the log of a harbour, whose boats,
 // trains and gates have call signs, a letter and the one byte that belongs to it. A call sign is stated, and
-// comes back after distances from half a sentence to most of the document. Each document draws its own, so no
-// weights can know them: only a model that reads far back predicts the byte after the letter.
+// comes back after distances from half a sentence to about a thousand bytes, in which each of the 26 letters
+// has its turn. Each document draws its own, so no weights can know them: only a model that reads far back
+// predicts the byte after the letter.
 //
 //   boat K7 is new here. gate Sq is new here. the tide came in. boat K7 saw Sq at dawn.
 //   ...

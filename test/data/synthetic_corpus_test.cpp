@@ -50,7 +50,7 @@ TEST_CASE("every mention of a fact gives the value that was stated first, and it
   }
 }
 
-TEST_CASE("recalls are spread evenly over the octaves from a line to the whole document") {
+TEST_CASE("recalls are spread over the octaves from a sentence to a thousand bytes") {
   const CorpusOptions options{.seed = 1, .min_bytes = 8000, .max_bytes = 8000};
   std::map<int64_t, int> octaves;
   int recalls = 0;
@@ -58,16 +58,18 @@ TEST_CASE("recalls are spread evenly over the octaves from a line to the whole d
     for (const FactMention& mention : synthetic_document(options, index).mentions) {
       if (mention.distance < 0) continue;
       ++recalls;
-      for (int64_t octave = 32; octave <= 4096; octave *= 2)
+      for (int64_t octave = 32; octave <= 512; octave *= 2)
         if (mention.distance >= octave && mention.distance < 2 * octave) ++octaves[octave];
     }
   REQUIRE(recalls > 5000);
-  // Eight octaves: an even share is an eighth. Late octaves fit into the end of a document only.
-  for (int64_t octave = 32; octave <= 2048; octave *= 2) {
+  // The evenly drawn distances, 3 of 4, fall into an octave of 16 .. 8000 bytes with probability 1/9. Those
+  // beyond the age of the oldest mention, and the other quarter, recall that one: most of them land in the
+  // last octave.
+  for (int64_t octave = 32; octave <= 256; octave *= 2) {
     CAPTURE(octave);
     CHECK(octaves[octave] > recalls / 16);
   }
-  CHECK(octaves[4096] > recalls / 100);
+  CHECK(octaves[512] > recalls / 4);
 }
 
 TEST_CASE("no weights can know the values: over many documents a key has every value") {

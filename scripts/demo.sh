@@ -8,7 +8,7 @@ export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}  # threads that wait do not t
 program=build/sinklora
 model=assets/tiny-llama  # trained on windows of 256 bytes: scripts/make_tiny_llama.sh
 context=1024
-steps=${STEPS:-280}
+steps=${STEPS:-400}
 out=demo-run
 rm -rf "$out"
 mkdir "$out"
@@ -31,7 +31,7 @@ done
 train() { # NAME
   say "Fine-tuning from 256 to $context tokens with LoRA+, attention while training: $1"
   "$program" train --model "$model" --data "$out/train" --out "$out/$1" --context $context --attention "$1" \
-    --trainable lora+ --lr 6e-3 --warmup 10 --schedule cosine --batch 1 --steps "$steps" --log-every 40 --seed 1
+    --trainable lora+ --lr 6e-3 --warmup 10 --schedule cosine --batch 1 --steps "$steps" --log-every 50 --seed 1
 }
 train full
 train s2

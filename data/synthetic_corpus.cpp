@@ -16,33 +16,25 @@ namespace {
 
 using std::string_view;
 
-// The words. A tiny byte-level model shall learn the copying and not the spelling: no two keys end in the
-// same two letters, and a surname is three random syllables, so that every letter of it rewards looking back.
-constexpr std::array<string_view, 24> kFirstNames = {"Anders", "Bruno", "Clara", "Doran", "Edith", "Felix",
-                                                     "Greta",  "Hanna", "Ivor",  "Jonas", "Karin", "Lotte",
-                                                     "Maren",  "Nils",  "Oscar", "Piet",  "Quinn", "Ronja",
-                                                     "Signe",  "Tilda", "Ulric", "Wendy", "Yusuf", "Emil"};
-constexpr string_view kConsonants = "bdfgklmnprstvz", kVowels = "aeiou";
-constexpr int kSyllables = 3;
-constexpr std::array<string_view, 12> kHorses = {"Osprey", "Falcon", "Gull",    "Swift", "Eagle",  "Plover",
-                                                 "Dove",   "Finch",  "Kestrel", "Lark",  "Curlew", "Tern"};
-constexpr std::array<string_view, 8> kStrangers = {"The old miller", "A young sailor", "The baker",
-                                                   "Her brother",    "The teacher",    "My neighbour",
-                                                   "A stranger",     "The doctor"};
-constexpr std::array<string_view, 8> kWalked = {"walked", "ran",     "rode",     "went",
-                                                "came",   "hurried", "returned", "drove"};
-constexpr std::array<string_view, 8> kGoals = {"to the river",    "to the market",  "to the harbour",
-                                               "to the church",   "up the hill",    "down the road",
-                                               "over the bridge", "into the forest"};
-constexpr std::array<string_view, 8> kTimes = {"at dawn",     "at noon",     "in the evening",  "in the rain",
-                                               "after lunch", "before dark", "without a sound", "once more"};
+// The words. A tiny byte-level model shall learn to copy and not to spell, so a document is a log in lower
+// case whose only capitals are the keys, a value is the one byte after its key, and the other words are few.
+constexpr string_view kKeys = "ABCDEFGHIJKLMNOPQRSTUVWXYZ";
+constexpr string_view kValues = "0123456789abcdefghijklmnopqrstuvwxyz";
+constexpr std::array<string_view, 3> kCarriers = {"boat", "train", "gate"};  // A to I, J to R, S to Z
+constexpr size_t kKeysOfCarrier = 9;
+constexpr std::array<string_view, 4> kMet = {"met", "saw", "passed", "called"};
+constexpr std::array<string_view, 4> kStayed = {"waited", "left", "closed", "opened"};
+constexpr std::array<string_view, 4> kTimes = {" at dawn", " at noon", " at night", ""};
+constexpr std::array<string_view, 4> kWeather = {"the wind was cold.", "the tide came in.",
+                                                 "a bell rang twice.", "the fog was thick."};
 
 constexpr int64_t kNoFact = -1;
 constexpr int kSentencesInParagraph = 6;
-constexpr int64_t kBytesForEachFact = 250;
-constexpr double kShareOfRecalls = 0.6;   // of the sentences that state nothing
-constexpr double kShareOfMeetings = 0.6;  // of the recalls: two facts in one sentence
-constexpr int64_t kShortestRecall = 24;   // bytes: about the length of the shortest sentence
+constexpr int64_t kBytesForEachFact = 100;
+constexpr double kShareOfRecalls = 0.9;   // of the sentences that state nothing
+constexpr double kShareOfMeetings = 0.9;  // of the recalls: two facts in one sentence
+constexpr double kShareOfOldest = 0.25;   // of the recalled facts: the one not mentioned for longest
+constexpr int64_t kShortestRecall = 16;   // bytes: about half a sentence
 
 class Draws {
  public:
@@ -67,25 +59,17 @@ class Draws {
   uint64_t next_;
 };
 
-std::string draw_surname(Draws& draws) {
-  std::string name;
-  for (int i = 0; i < kSyllables; ++i)
-    for (const string_view letters : {kConsonants, kVowels})
-      name += letters[static_cast<size_t>(draws.below(std::ssize(letters)))];
-  name[0] = static_cast<char>(name[0] - 'a' + 'A');
-  return name;
-}
+string_view carrier(string_view key) { return kCarriers[kKeys.find(key) / kKeysOfCarrier]; }
 
-// Everybody has a surname and every horse a number; a document knows the first `count` of them after a
-// shuffle.
+// Every key has a value; a document knows the first `count` of them after a shuffle.
 std::vector<Fact> draw_facts(Draws& draws, int64_t count) {
   std::vector<Fact> facts;
-  for (const string_view name : kFirstNames)
-    facts.push_back(
-        {std::string(name), draw_surname(draws), fmt::format("What is the surname of {}?", name)});
-  for (const string_view horse : kHorses)
-    facts.push_back({std::string(horse), std::to_string(1000 + draws.below(9000)),
-                     fmt::format("What is the number of the horse {}?", horse)});
+  for (size_t i = 0; i < kKeys.size(); ++i) {
+    const string_view key = kKeys.substr(i, 1);
+    const auto value = static_cast<size_t>(draws.below(std::ssize(kValues)));
+    facts.push_back({std::string(key), std::string(kValues.substr(value, 1)),
+                     fmt::format("What is the call sign of the {} {}?", carrier(key), key)});
+  }
   draws.shuffle(facts);
   facts.resize(static_cast<size_t>(std::clamp<int64_t>(count, 1, std::ssize(facts))));
   return facts;
@@ -99,26 +83,26 @@ class Writer {
   // One sentence; false when it no longer fits.
   bool write_next() {
     const int64_t known = std::ssize(document_.facts);
-    const auto walk = [&] { return fmt::format(" {} {}", draws_.one_of(kWalked), draws_.one_of(kGoals)); };
     // New facts come evenly over the first third.
     if (stated_ < known && stated_ * limit_ <= 3 * size() * known) return append(stated_++, " is new here.");
-    if (draws_.uniform() >= kShareOfRecalls)
-      return append(kNoFact,
-                    fmt::format("{}{} {}.", draws_.one_of(kStrangers), walk(), draws_.one_of(kTimes)));
+    if (draws_.uniform() >= kShareOfRecalls) return append(kNoFact, std::string(draws_.one_of(kWeather)));
     const int64_t first = fact_to_recall();
-    if (draws_.uniform() >= kShareOfMeetings) return append(first, walk() + ".");
-    const int64_t second = fact_to_recall();
-    if (first == second) return append(first, walk() + ".");
-    return append(first, " met ", second, fmt::format(" {}.", draws_.one_of(kTimes)));
+    const bool meeting = draws_.uniform() < kShareOfMeetings;
+    const int64_t second = meeting ? fact_to_recall() : kNoFact;
+    const std::string when = fmt::format("{}.", draws_.one_of(kTimes));
+    if (!meeting || first == second) return append(first, fmt::format(" {}{}", draws_.one_of(kStayed), when));
+    return append(first, fmt::format(" {} ", draws_.one_of(kMet)), second, when);
   }
 
  private:
   int64_t size() const { return std::ssize(document_.text); }
 
-  // The stated fact whose last mention lies nearest to a distance drawn evenly on a logarithmic scale.
+  // The stated fact not mentioned for longest, or the one whose last mention lies nearest to a distance drawn
+  // evenly on a logarithmic scale.
   int64_t fact_to_recall() {
     const double longest = std::max<double>(kShortestRecall, static_cast<double>(size()));
-    const double wanted = std::log(kShortestRecall) + draws_.uniform() * std::log(longest / kShortestRecall);
+    const double share = draws_.uniform() < kShareOfOldest ? 1.0 : draws_.uniform();
+    const double wanted = std::log(kShortestRecall) + share * std::log(longest / kShortestRecall);
     const auto off = [&](int64_t fact) {
       return std::fabs(std::log(static_cast<double>(size() - last_mention_[static_cast<size_t>(fact)])) -
                        wanted);
@@ -129,33 +113,34 @@ class Writer {
     return best;
   }
 
-  // Appends a sentence in parts: a fact's key and value, or none, then words; twice.
+  // Appends a sentence in parts: a fact's carrier and call sign, or none, then words; then perhaps a second
+  // call sign.
   bool append(int64_t first, const std::string& words, int64_t second = kNoFact,
               const std::string& end = "") {
-    const std::string begin = name(first) + words, text = begin + name(second) + end;
+    const std::string subject =
+        first == kNoFact ? "" : fmt::format("{} {}", carrier(fact(first).key), call_sign(first));
+    const std::string begin = subject + words + call_sign(second), text = begin + end;
     if (size() + std::ssize(text) + 1 > limit_) {
       document_.text.back() = '\n';
       return false;
     }
-    note(first, size());
-    note(second, size() + std::ssize(begin));
+    note(first, size() + std::ssize(subject) - 1);
+    note(second, size() + std::ssize(begin) - 1);
     document_.text += text;
     document_.text += ++sentences_ % kSentencesInParagraph == 0 ? '\n' : ' ';
     return true;
   }
 
-  std::string name(int64_t fact) const {
-    if (fact == kNoFact) return {};
-    const Fact& the = document_.facts[static_cast<size_t>(fact)];
-    return the.key + " " + the.value;
+  const Fact& fact(int64_t index) const { return document_.facts[static_cast<size_t>(index)]; }
+  std::string call_sign(int64_t index) const {
+    return index == kNoFact ? "" : fact(index).key + fact(index).value;
   }
 
-  // Notes a mention of the fact whose key stands at `offset`.
-  void note(int64_t fact, int64_t offset) {
-    if (fact == kNoFact) return;
-    offset += std::ssize(document_.facts[static_cast<size_t>(fact)].key) + 1;
-    const int64_t before = std::exchange(last_mention_[static_cast<size_t>(fact)], offset);
-    document_.mentions.push_back({fact, offset, before < 0 ? -1 : offset - before});
+  // Notes a mention of the fact whose value stands at `offset`.
+  void note(int64_t index, int64_t offset) {
+    if (index == kNoFact) return;
+    const int64_t before = std::exchange(last_mention_[static_cast<size_t>(index)], offset);
+    document_.mentions.push_back({index, offset, before < 0 ? -1 : offset - before});
   }
 
   Draws& draws_;
@@ -169,7 +154,9 @@ class Writer {
 Json question_record(const SyntheticDocument& document, Draws& draws) {
   const auto& mention = document.mentions[static_cast<size_t>(draws.below(std::ssize(document.mentions)))];
   const Fact& fact = document.facts[static_cast<size_t>(mention.fact)];
-  return {{"instruction", document.text + "\n" + fact.question}, {"input", ""}, {"output", fact.value}};
+  return {{"instruction", document.text + "\n" + fact.question},
+          {"input", ""},
+          {"output", fact.key + fact.value}};
 }
 
 }  // namespace

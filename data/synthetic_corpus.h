@@ -1,11 +1,12 @@
-// Long documents for the demo and the tests, made by a small grammar: facts are stated, a plain narrative
-// goes on, and the same facts come back word for word after distances from a line to the whole document. Each
-// document draws its own facts, so no weights can know them: only a model that reads far back predicts the
-// names and numbers.
+// Long documents for the demo and the tests, made by a small grammar: the log of a harbour, whose boats,
+// trains and gates have call signs, a letter and the one byte that belongs to it. A call sign is stated, and
+// comes back after distances from half a sentence to about a thousand bytes, in which each of the 26 letters
+// has its turn. Each document draws its own, so no weights can know them: only a model that reads far back
+// predicts the byte after the letter.
 //
-//   Maren Kadomi is new here. The boat Osprey 4817 is new here. The old miller walked to the river at dawn.
+//   boat K7 is new here. gate Sq is new here. the tide came in. boat K7 saw Sq at dawn.
 //   ...
-//   ... The boat Osprey 4817 lay by the bridge at noon. Maren Kadomi came over the bridge in the rain.
+//   ... train M3 called K7 at noon. gate Sq waited in the rain.
 #pragma once
 
 #include <cstdint>
@@ -30,9 +31,9 @@ struct FactMention {
 };
 
 struct Fact {
-  std::string key;       // "Maren", "Osprey"
-  std::string value;     // "Kadomi", "4817": one blank after the key wherever that occurs
-  std::string question;  // "What is the surname of Maren?"
+  std::string key;       // "K": an upper-case letter, and such letters stand nowhere else
+  std::string value;     // "7": one byte, right after the key wherever that occurs
+  std::string question;  // "What is the call sign of the boat K?": key and value
 };
 
 struct SyntheticDocument {
@@ -49,7 +50,7 @@ enum class CorpusFormat {
   jsonl,   // one file, a line {"text": ...} a document
   text,    // a folder of files 000000.txt ...
   alpaca,  // one file, a JSON array of {"instruction": document and question, "input": "", "output": the
-           // value}
+           // call sign}
 };
 
 struct CorpusSize {

@@ -1,48 +1,81 @@
 #!/usr/bin/env bash
-# The whole way in one small run: text -> tokens -> fine-tuning to 4x the context -> perplexity -> a reply. Two to three
+# The whole way in one small run: text -> tokens -> fine-tuning to 4x the context -> perplexity -> a reply. Under two
 # minutes on two cores after the build. Everything it makes is in demo-run/.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+export LC_ALL=C
+export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}  # threads that wait do not take the cores from other programs
 program=build/sinklora
-model=assets/tiny-llama  # trained on windows of 256 bytes
+model=assets/tiny-llama  # trained on windows of 256 bytes: scripts/make_tiny_llama.sh
 context=1024
-steps=${STEPS:-60}
+steps=${STEPS:-400}
 out=demo-run
 rm -rf "$out"
 mkdir "$out"
 say() { printf '\n== %s\n' "$1"; }
 
-say "Long documents whose facts come back far apart"
+say "Long documents whose call signs come back far apart"
 "$program" corpus --out "$out/train.jsonl" --bytes 2M --seed 1
 "$program" corpus --out "$out/held-out.jsonl" --bytes 150k --seed 2
-head -c 300 "$out/held-out.jsonl" && echo ...
+IFS= read -r line <"$out/held-out.jsonl"
+text=${line#*:\"} # {"text":"..."}, plain ASCII: the only escape is \n
+text=${text%\"\}}
+text=${text//\\n/$'\n'}
+printf '%s ...\n' "${text:0:280}"
 
 say "Tokens, in HDF5 shards of $context"
 for part in train held-out; do
   "$program" tokenize --tokenizer "$model" --input "$out/$part.jsonl" --format text --context $context --out "$out/$part"
 done
 
-train() { # NAME ATTENTION TRAINABLE
-  say "Fine-tuning from 256 to $context tokens: $1"
-  "$program" train --model "$model" --data "$out/train" --out "$out/$1" --context $context --attention "$2" \
-    --trainable "$3" --lr 2e-3 --warmup 5 --batch 4 --steps "$steps" --seed 1
+train() { # NAME
+  say "Fine-tuning from 256 to $context tokens with LoRA+, attention while training: $1"
+  "$program" train --model "$model" --data "$out/train" --out "$out/$1" --context $context --attention "$1" \
+    --trainable lora+ --lr 6e-3 --warmup 10 --schedule cosine --batch 1 --steps "$steps" --log-every 50 --seed 1
 }
-train full full lora+
-train s2 s2 lora+
-train sf sf lora+
+train full
+train s2
+train sf
 
-perplexity() { # NAME [ADAPTER]
-  "$program" eval ppl --model "$model" ${2:+--adapter "$2"} --data "$out/held-out" --context $context --protocol blocks \
-    --json "$out/ppl-$1.json" >"$out/ppl-$1.log"
+adapter() { echo "$out/$1/$(cat "$out/$1/latest")"; }
+perplexity() { # NAME CONTEXT [ADAPTER]
+  "$program" eval ppl --model "$model" ${3:+--adapter "$3"} --data "$out/held-out" --context "$2" --protocol blocks \
+    --separate-documents --json "$out/ppl-$1.json" >"$out/ppl-$1.log"
   sed -n 's/.*"ppl": *\([0-9.]*\).*/\1/p' "$out/ppl-$1.json"
 }
-say "Perplexity of held-out documents at $context tokens, full attention (lower is better)"
-printf '%-22s %s\n' "untuned" "$(perplexity untuned)"
+row() { printf '%-34s %9.4f\n' "$1" "$2"; }
+say "Perplexity of held-out documents, full attention (lower is better)"
+row "untuned, $context tokens" "$(perplexity untuned $context)"
 for name in full s2 sf; do
-  printf '%-22s %s\n' "fine-tuned with $name" "$(perplexity "$name" "$out/$name/$(cat "$out/$name/latest")")"
+  row "fine-tuned with $name, $context tokens" "$(perplexity "$name" $context "$(adapter "$name")")"
 done
-echo "loss plot: $out/sf/loss.svg"
+echo "Loss plot: $out/sf/loss.svg"
 
-say "A reply: the surname stands far above"
-prompt=$(sed -n '1s/^{"text": *"\(.\{700\}\).*/\1/p' "$out/held-out.jsonl" | sed 's/\\n/\n/g')
-"$program" generate --model "$model" --adapter "$out/sf/$(cat "$out/sf/latest")" --prompt "$prompt" --max-tokens 80
+# The prompt ends with the letter of the call sign that was last written farthest above.
+farthest=0
+for ((at = 500; at < 900; ++at)); do
+  letter=${text:at:1}
+  [[ $letter == [A-Z] ]] || continue
+  before=${text:0:at}
+  above=${before##*"$letter"}
+  if ((${#above} < at && ${#above} > farthest)); then
+    farthest=${#above}
+    end=$at
+  fi
+done
+letter=${text:end:1}
+sign=$letter${text:end+1:1}
+printf '%s' "${text:0:end+1}" >"$out/prompt.txt"
+
+say "A reply of the model fine-tuned with sf"
+echo "The prompt has $((end + 1)) bytes and ends with: ...${text:end-60:61}"
+echo "The call sign $sign stands $((farthest + 1)) bytes above and nowhere nearer. The model goes on:"
+"$program" generate --model "$model" --adapter "$(adapter sf)" --prompt-file "$out/prompt.txt" --max-new-tokens 60 \
+  >"$out/reply.txt"
+reply=$(cat "$out/reply.txt")
+printf '%s\n' "$letter$reply"
+if [[ ${reply:0:1} == "${sign:1}" ]]; then
+  echo "It copied the call sign: $sign is right."
+else
+  echo "It did not copy the call sign: $letter${reply:0:1} is wrong, $sign was wanted."
+fi

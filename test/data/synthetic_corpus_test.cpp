@@ -34,8 +34,8 @@ TEST_CASE("every mention of a fact gives the value that was stated first, and it
     size_t found = 0;
     for (const FactMention& mention : document.mentions) {
       const Fact& fact = document.facts.at(static_cast<size_t>(mention.fact));
-      const std::string whole = fact.key + " " + fact.value;
-      REQUIRE(document.text.substr(static_cast<size_t>(mention.offset) - fact.key.size() - 1, whole.size()) ==
+      const std::string whole = fact.key + fact.value;
+      REQUIRE(document.text.substr(static_cast<size_t>(mention.offset) - fact.key.size(), whole.size()) ==
               whole);
       const auto before = last.find(mention.fact);
       REQUIRE(mention.distance == (before == last.end() ? -1 : mention.offset - before->second));
@@ -50,7 +50,7 @@ TEST_CASE("every mention of a fact gives the value that was stated first, and it
   }
 }
 
-TEST_CASE("recalls are spread evenly over the octaves from a line to the whole document") {
+TEST_CASE("recalls are spread over the octaves from a sentence to a thousand bytes") {
   const CorpusOptions options{.seed = 1, .min_bytes = 8000, .max_bytes = 8000};
   std::map<int64_t, int> octaves;
   int recalls = 0;
@@ -58,25 +58,27 @@ TEST_CASE("recalls are spread evenly over the octaves from a line to the whole d
     for (const FactMention& mention : synthetic_document(options, index).mentions) {
       if (mention.distance < 0) continue;
       ++recalls;
-      for (int64_t octave = 32; octave <= 4096; octave *= 2)
+      for (int64_t octave = 32; octave <= 512; octave *= 2)
         if (mention.distance >= octave && mention.distance < 2 * octave) ++octaves[octave];
     }
   REQUIRE(recalls > 5000);
-  // Eight octaves: an even share is an eighth. Late octaves fit into the end of a document only.
-  for (int64_t octave = 32; octave <= 2048; octave *= 2) {
+  // The evenly drawn distances, 3 of 4, fall into an octave of 16 .. 8000 bytes with probability 1/9. Those
+  // beyond the age of the oldest mention, and the other quarter, recall that one: most of them land in the
+  // last octave.
+  for (int64_t octave = 32; octave <= 256; octave *= 2) {
     CAPTURE(octave);
     CHECK(octaves[octave] > recalls / 16);
   }
-  CHECK(octaves[4096] > recalls / 100);
+  CHECK(octaves[512] > recalls / 4);
 }
 
 TEST_CASE("no weights can know the values: over many documents a key has every value") {
   std::map<std::string, std::set<std::string>> values;
   for (uint64_t index = 0; index < 400; ++index)
     for (const Fact& fact : synthetic_document({}, index).facts) values[fact.key].insert(fact.value);
-  REQUIRE(values.size() == 36);
-  CHECK(values["Maren"].size() > 100);
-  CHECK(values["Osprey"].size() > 100);
+  REQUIRE(values.size() == 26);
+  CHECK(values["B"].size() == 36);
+  CHECK(values["T"].size() == 36);
 }
 
 TEST_CASE("documents have the lengths asked for, in plain ASCII lines") {
@@ -128,7 +130,7 @@ TEST_CASE("questions are answered by their document") {
       return instruction == document.text + "\n" + fact.question;
     });
     REQUIRE(asked != document.facts.end());
-    CHECK(record.at("output") == asked->value);
+    CHECK(record.at("output") == asked->key + asked->value);
     CHECK(record.at("input") == "");
   }
 }

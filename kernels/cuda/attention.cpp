@@ -198,7 +198,8 @@ void attention_backward(const Tensor& d_q, const Tensor& d_k, const Tensor& d_v,
   const AttentionShape shape = shape_of(q, k, sequences, head_dim);
   if (shape.tokens == 0 || sequences.count == 0) return;
   if (shape.dtype == DType::f32)
-    return plain_attention_backward(d_q, d_k, d_v, d_out, q, k, v, out, lse, sequences, pattern, head_dim, stream);
+    return plain_attention_backward(d_q, d_k, d_v, d_out, q, k, v, out, lse, sequences, pattern, head_dim,
+                                    stream);
   AttentionGradientArguments<uint16_t> a;
   set_arguments(a, out, lse, q, k, v, sequences, pattern, shape);
   set_gradient_arguments(a, d_q, d_k, d_v, d_out, shape, workspace, workspace_bytes, stream);

@@ -1,7 +1,8 @@
-// Attention on the GPU: what CudaOps calls. The formulas, shapes and dtypes are those of Ops::attention_forward
-// and Ops::attention_backward (kernels/ops.h). bf16 runs on Hopper's tensor cores (sm_90a); f32 is a plain kernel
-// for comparisons. head_dim is 64 or 128. Any tensor but lse may be a column slice of a wider buffer; rows and
-// columns begin at multiples of 16 bytes. Nothing here waits, allocates, or reads device memory from the host.
+// Attention on the GPU: what CudaOps calls. The formulas, shapes and dtypes are those of
+// Ops::attention_forward and Ops::attention_backward (kernels/ops.h). bf16 runs on Hopper's tensor cores
+// (sm_90a); f32 is a plain kernel for comparisons. head_dim is 64 or 128. Any tensor but lse may be a column
+// slice of a wider buffer; rows and columns begin at multiples of 16 bytes. Nothing here waits, allocates, or
+// reads device memory from the host.
 #pragma once
 
 #include <cuda_runtime.h>

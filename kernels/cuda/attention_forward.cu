@@ -1,18 +1,18 @@
 // Attention forward on Hopper's tensor cores (wgmma): out = softmax(q k^T / sqrt(D)) v and its log-sum-exp.
 //
 // Shapes and dtypes: q, out bf16 [T, Hq * D]; k, v bf16 [T, Hkv * D]; lse f32 [Hq, T]; D = 64 or 128.
-// Work: 4 D FLOP a visible pair and query head. Bytes: q and out once, k and v once for every 128 queries that see
-// them (from L2 mostly). Arithmetic bounds it.
-// Launch: one block for (sequence, query head, 128 queries), later queries of a head first since they see more
-// keys. Two warpgroups own 64 queries each, with their 64 x 128 scores and 64 x D outputs in registers. The scores
-// of a tile are computed together with the outputs of the tile before, whose product runs while the softmax is
-// taken. K and V are double-buffered through cp.async, V one tile behind K.
+// Work: 4 D FLOP a visible pair and query head. Bytes: q and out once, k and v once for every 128 queries
+// that see them (from L2 mostly). Arithmetic bounds it. Launch: one block for (sequence, query head, 128
+// queries), later queries of a head first since they see more keys. Two warpgroups own 64 queries each, with
+// their 64 x 128 scores and 64 x D outputs in registers. The scores of a tile are computed together with the
+// outputs of the tile before, whose product runs while the softmax is taken. K and V are double-buffered
+// through cp.async, V one tile behind K.
 //
-// Keys: at most two intervals, the sinks and the group's run, in tiles of 128; sinks that are fewer have a tile of
-// 16 or 64 of their own, before the others. Only tiles at the edges of what a row sees compare indices.
-// Softmax: base 2 with the scale folded in. Running maxima are raised only when a score exceeds them by 2^8: any
-// reference value gives the same quotient, and most rescaling of the outputs falls away.
-// Ideas: FlashAttention-2 and -3 (Dao, arXiv 2307.08691; Shah et al., arXiv 2407.08608); the lazy rescaling is
+// Keys: at most two intervals, the sinks and the group's run, in tiles of 128; sinks that are fewer have a
+// tile of 16 or 64 of their own, before the others. Only tiles at the edges of what a row sees compare
+// indices. Softmax: base 2 with the scale folded in. Running maxima are raised only when a score exceeds them
+// by 2^8: any reference value gives the same quotient, and most rescaling of the outputs falls away. Ideas:
+// FlashAttention-2 and -3 (Dao, arXiv 2307.08691; Shah et al., arXiv 2407.08608); the lazy rescaling is
 // FlashAttention-4's.
 #include <cmath>
 

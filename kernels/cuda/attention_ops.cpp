@@ -27,7 +27,8 @@ void expect_attention(const Tensor& q, const Tensor& k, const Tensor& v, const T
 // The tensor-core kernels read 16 bytes at a time.
 bool aligned(std::initializer_list<Tensor> tensors) {
   for (const Tensor& t : tensors)
-    if (reinterpret_cast<uintptr_t>(t.data) % 16 != 0 || t.row_stride * size_of(t.dtype) % 16 != 0) return false;
+    if (reinterpret_cast<uintptr_t>(t.data) % 16 != 0 || t.row_stride * size_of(t.dtype) % 16 != 0)
+      return false;
   return true;
 }
 
@@ -37,7 +38,8 @@ void CudaOps::attention_forward(const Tensor& out, const Tensor& lse, const Tens
                                 const Tensor& v, const SequenceView& sequences,
                                 const AttentionPattern& pattern, int64_t head_dim) {
   expect_attention(q, k, v, out, lse, sequences, pattern, activation_, head_dim);
-  if (activation_ == DType::bf16 && cuda::attention_supported(activation_, head_dim) && aligned({out, q, k, v}))
+  if (activation_ == DType::bf16 && cuda::attention_supported(activation_, head_dim) &&
+      aligned({out, q, k, v}))
     return cuda::attention_forward(out, lse, q, k, v, sequences, pattern, head_dim, stream_);
   cuda::plain_attention_forward(out, lse, q, k, v, sequences, pattern, head_dim, stream_);
 }
@@ -53,13 +55,12 @@ void CudaOps::attention_backward(const Tensor& d_q, const Tensor& d_k, const Ten
   cuda::expect(d_out, "attention d_out", activation_, q.rows(), q.row_size());
   if (activation_ == DType::bf16 && cuda::attention_supported(activation_, head_dim) &&
       aligned({d_q, d_k, d_v, d_out, q, k, v, out})) {
-    const cuda::AttentionShape shape{activation_,           q.rows(), sequences.count, q.row_size() / head_dim,
-                                     k.row_size() / head_dim, head_dim};
+    const cuda::AttentionShape shape{
+        activation_, q.rows(), sequences.count, q.row_size() / head_dim, k.row_size() / head_dim, head_dim};
     const int64_t bytes = cuda::attention_backward_workspace(shape, pattern);
     scratch_.reserve(bytes);
-    const Tensor workspace = scratch_.take(DType::f32, bytes / size_of(DType::f32), 1);
     return cuda::attention_backward(d_q, d_k, d_v, d_out, q, k, v, out, lse, sequences, pattern, head_dim,
-                                    workspace.data, bytes, stream_);
+                                    scratch_.take(bytes), bytes, stream_);
   }
   cuda::plain_attention_backward(d_q, d_k, d_v, d_out, q, k, v, out, lse, sequences, pattern, head_dim,
                                  stream_);

@@ -1,15 +1,17 @@
 // The parts of the attention backward around its main kernel: delta before it, and the pairs of queries with
-// sinks that lie outside their group. Sinks are seen by every query of the sequence, so their columns are as long
-// as it is and as narrow as the sinks are few: they get tiles of their own shape. Formulas: attention_backward.cu.
+// sinks that lie outside their group. Sinks are seen by every query of the sequence, so their columns are as
+// long as it is and as narrow as the sinks are few: they get tiles of their own shape. Formulas:
+// attention_backward.cu.
 //
 // delta_kernel: delta[h, t] = sum_d d_out out. Reads both once. One thread for 8 elements.
 //
-// sinks_kernel: dS of all such pairs, for the main kernel to multiply by k into its d_q, and the sinks' dK, dV
-// summed over chunks of queries. 8 D FLOP a pair; q and dO are read once: memory-bound for 16 sinks. One block of
-// 8 warps for (sequence, query head, chunk); up to 64 sinks at a time; a warp owns 16 of a tile's 128 queries for
-// S and dP, and 16 of the D columns for dK and dV (mma.sync).
+// sinks_kernel: dS of all such pairs, for the main kernel to multiply by k into its d_q, and the sinks' dK,
+// dV summed over chunks of queries. 8 D FLOP a pair; q and dO are read once: memory-bound for 16 sinks. One
+// block of 8 warps for (sequence, query head, chunk); up to 64 sinks at a time; a warp owns 16 of a tile's
+// 128 queries for S and dP, and 16 of the D columns for dK and dV (mma.sync).
 //
-// finish_kernel: d_k, d_v of the sinks = the main kernel's part + chunks and query heads, always in this order.
+// finish_kernel: d_k, d_v of the sinks = the main kernel's part + chunks and query heads, always in this
+// order.
 #include "kernels/cuda/attention_tiles.cuh"
 #include "kernels/cuda/tensor_core.cuh"
 

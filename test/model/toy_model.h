@@ -52,12 +52,14 @@ inline ModelOptions lora_plus(const LlamaConfig& config, const std::vector<std::
 
 // A model of random weights, adapters' B included, in memory.
 struct ToyModel {
-  ToyModel(DType compute, const LlamaConfig& config, const ModelOptions& model, int64_t tokens, Recompute recompute)
+  ToyModel(DType compute, const LlamaConfig& config, const ModelOptions& model, int64_t tokens,
+           Recompute recompute)
       : ToyModel(make_cpu_ops(compute), config, model, tokens, recompute) {}
   ToyModel(std::unique_ptr<Ops> backend, const LlamaConfig& config, const ModelOptions& model, int64_t tokens,
            Recompute recompute)
       : ops(std::move(backend)),
-        llama(*ops, config, with_precision(model, ops->activation_dtype()), {tokens, tokens, tokens, true, recompute}) {
+        llama(*ops, config, with_precision(model, ops->activation_dtype()),
+              {tokens, tokens, tokens, true, recompute}) {
     llama.allocate();
     for (const Parameter& parameter : llama.weights().parameters) {
       // Wide enough for softmax, SwiGLU and norms to be far from linear.

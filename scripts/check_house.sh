@@ -18,13 +18,13 @@ done
 while read -r line; do say "only kernels/ knows CUDA: $line"; done < <(
   git grep -nE '#include <(cuda|cublas|nccl)' -- "${floors[@]}" ':!kernels' ':!train/*nccl*' ':!cli/env.cpp' || true)
 
-# Sizes. A kernel's nature may forbid a short function, so kernels/cuda is let off that rule.
+# Sizes. A kernel's nature may forbid a short function, so kernels/cuda is let off that rule; so are tests, which read top to bottom.
 for file in "${sources[@]}" $(git ls-files '*.py' '*.sh'); do
   lines=$(wc -l <"$file")
   [ "$lines" -lt 600 ] || say "$file: $lines lines, wanted fewer than 600"
 done
 for file in "${sources[@]}"; do
-  case $file in kernels/cuda/*) continue ;; esac
+  case $file in kernels/cuda/* | test/*) continue ;; esac  # test cases hold raw strings with braces of their own
   # A function is an opening brace whose enclosing braces are all of namespaces and types.
   while read -r line; do say "$line"; done < <(awk -v file="$file" '
     { gsub(/"([^"\\]|\\.)*"/, "\"\""); gsub(/\047[{}]\047/, ""); sub(/\/\/.*/, "") }

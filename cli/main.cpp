@@ -46,6 +46,7 @@ int main(int argc, char** argv) {
   add_eval(app);
   add_generate(app);
   add_corpus(app);
+  add_bench(app);
   add_env(app);
   add_merge(app);
   add_export(app);

@@ -1,0 +1,25 @@
+#include <doctest/doctest.h>
+
+#include "base/error.h"
+#include "train/bench.h"
+
+using namespace sinklora;
+
+TEST_CASE("bench step reports a step of every field that scripts rely on") {
+  StepBench bench;
+  bench.shape = "smollm2-135m";
+  bench.context = 16;
+  bench.device = "cpu";
+  bench.precision = "bf16";
+  bench.trainable = "lora";
+  bench.warmup = 0;
+  bench.steps = 1;
+  const Json result = bench_step(bench);
+  for (const char* key : {"shape", "context", "attention", "recompute", "gpus", "tokens_per_s", "step_ms",
+                          "peak_mem_gib", "mfu", "device"})
+    CHECK(result.contains(key));
+  CHECK(result.at("tokens_per_s").get<double>() ==
+        doctest::Approx(16e3 / result.at("step_ms").get<double>()));
+  bench.shape = "llama9";
+  CHECK_THROWS_AS(bench_step(bench), Error);
+}

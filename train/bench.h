@@ -1,0 +1,26 @@
+// How fast a training step is, for model shapes with random weights: nothing is read from disk.
+#pragma once
+
+#include <string>
+
+#include "base/json.h"
+#include "train/options.h"
+
+namespace sinklora {
+
+struct StepBench {
+  std::string shape = "llama2-7b";  // llama2-7b, llama3-8b, smollm2-135m
+  int64_t context = 8192, batch = 1;
+  AttentionOptions attention;
+  std::string trainable = "lora+", recompute = "none", device = "cuda", precision = "bf16";
+  int64_t warmup = 2, steps = 5;
+};
+
+// Runs forward, backward and update of random tokens and returns the median step:
+// {"shape","context","attention","recompute","gpus","tokens_per_s","step_ms","peak_mem_gib","mfu","device"}.
+// mfu counts 4 operations a token and weight of the linears (forward and input gradient; 6 in full training)
+// and 14 D a visible pair and head, against 989 TFLOP/s (H100, dense bf16); null on other precisions and
+// devices.
+Json bench_step(const StepBench& bench);
+
+}  // namespace sinklora

@@ -1,6 +1,8 @@
 // sinklora VERB [options]: parse, call one function below, turn errors into one line and an exit code.
 #include <fmt/format.h>
+#include <unistd.h>
 
+#include <cstdlib>
 #include <exception>
 #include <memory>
 
@@ -30,6 +32,11 @@ class VerbConfig : public CLI::ConfigTOML {
 
 int main(int argc, char** argv) {
   using namespace sinklora;
+  // Threads that wait in OpenMP spin by default, and a second program on the same cores then makes this one
+  // ten times slower. The library reads the policy when it is loaded, so the program starts once more; if it
+  // cannot, it goes on.
+  if (!std::getenv("OMP_WAIT_POLICY") && ::setenv("OMP_WAIT_POLICY", "passive", 1) == 0)
+    ::execv("/proc/self/exe", argv);
   CLI::App app{"sinklora: long-context fine-tuning of LLaMA with SF-Attn and LoRA+"};
   app.set_version_flag("--version", SINKLORA_VERSION);
   app.require_subcommand(1);

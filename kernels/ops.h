@@ -2,8 +2,8 @@
 //
 // Backends run asynchronously: an op may return before it has run, ops of one backend run in the order of the
 // calls, and only download(), the functions that return numbers, and synchronize() wait. Arguments are views
-// (kernels/tensor.h) into memory of the backend's device. Scratch memory is the backend's own, laid out by
-// reserve_workspace() before the first step.
+// (kernels/tensor.h) into memory of the backend's device. Scratch memory is the backend's own: it grows to
+// the most that an op has needed, in the first step.
 //
 // Notation: T tokens of all sequences of a batch, back to back, no padding; H hidden size; F intermediate
 // size; V vocabulary; D head_dim; Hq query heads; Hkv key/value heads; R sum of the LoRA ranks of one linear.

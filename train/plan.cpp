@@ -22,20 +22,23 @@ MemoryPlan lay_out(const TrainOptions& options, const TrainSetup& setup, Ops& op
 
 }  // namespace
 
-MemoryPlan plan_memory(const TrainOptions& options) {
-  const TrainSetup setup = resolve(options);
-  const std::unique_ptr<Ops> ops = make_ops(options.device, options.precision);
-  if (options.recompute != "auto") return lay_out(options, setup, *ops, parse_recompute(options.recompute));
+MemoryPlan plan_memory(const TrainOptions& options, const TrainSetup& setup, Ops& ops) {
+  if (options.recompute != "auto") return lay_out(options, setup, ops, parse_recompute(options.recompute));
   for (const Recompute recompute : {Recompute::none, Recompute::cheap})
-    if (MemoryPlan plan = lay_out(options, setup, *ops, recompute); plan.fits()) return plan;
-  return lay_out(options, setup, *ops, Recompute::block);
+    if (MemoryPlan plan = lay_out(options, setup, ops, recompute); plan.fits()) return plan;
+  return lay_out(options, setup, ops, Recompute::block);
+}
+
+MemoryPlan plan_memory(const TrainOptions& options) {
+  return plan_memory(options, resolve(options), *make_ops(options.device, options.precision));
 }
 
 int64_t longest_context(TrainOptions options) {
   constexpr int64_t kStep = 256;
+  const std::unique_ptr<Ops> ops = make_ops(options.device, options.precision);
   const auto fits = [&](int64_t steps) {
     options.context = steps * kStep;
-    return plan_memory(options).fits();
+    return plan_memory(options, resolve(options), *ops).fits();
   };
   int64_t low = 0, high = 1;
   while (high < (int64_t{1} << 16) && fits(high)) low = high, high *= 2;

@@ -124,7 +124,7 @@ class Trainer {
   }
 
   void build_model() {
-    const MemoryPlan plan = plan_memory(options_);
+    const MemoryPlan plan = plan_memory(options_, setup_, *ops_);
     if (!plan.fits())
       fail(ExitCode::does_not_fit,
            "this run needs {}, {} are available; `sinklora plan` with the same options says where it goes",

@@ -23,6 +23,8 @@ struct MemoryPlan {
 };
 // What train() would allocate; --recompute auto takes the least recompute that fits.
 MemoryPlan plan_memory(const TrainOptions& options);
+// The same for options that are resolved and a backend that is there already.
+MemoryPlan plan_memory(const TrainOptions& options, const TrainSetup& setup, Ops& ops);
 // The longest context, in steps of 256 tokens, at which the run still fits; 0: none.
 int64_t longest_context(TrainOptions options);
 

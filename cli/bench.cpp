@@ -23,7 +23,10 @@ void add_bench(CLI::App& app) {
   add_number(*verb, "--shifted-heads", options->attention.shifted_heads, "", 0, 1);
   add_count(*verb, "--sinks", options->attention.sinks, "");
   add_choice(*verb, "--trainable", options->trainable, "", {"lora", "lora+", "full"});
-  add_choice(*verb, "--recompute", options->recompute, "", {"none", "cheap", "block"});
+  add_choice(*verb, "--recompute", options->recompute, "", {"auto", "none", "cheap", "block"});
+  verb->add_flag("--offload", options->offload, "block inputs wait in host memory");
+  add_number(*verb, "--memory-limit", options->memory_limit, "GiB to fit into, for --recompute auto; 0: all",
+             0, 1e6);
   add_choice(*verb, "--device", options->device, "", {"cpu", "cuda"});
   add_choice(*verb, "--precision", options->precision, "", {"bf16", "fp32"});
   add_count(*verb, "--warmup", options->warmup, "steps before timing", 0, 1000);

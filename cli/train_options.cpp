@@ -83,6 +83,12 @@ void add_machine_options(CLI::App& verb, TrainOptions& o) {
   add_choice(*group, "--recompute", o.recompute,
              "what the backward computes again instead of keeping; no choice changes a bit of the result",
              {"auto", "none", "cheap", "block"});
+  group->add_flag(
+      "--offload", o.offload,
+      "block inputs wait in page-locked host memory for their backward; --recompute auto does so by "
+      "itself when it must");
+  add_number(*group, "--memory-limit", o.memory_limit, "GiB of the device to take at most; 0: what is free",
+             0, 1e6);
   group
       ->add_option_function<std::string>(
           "--gpus",

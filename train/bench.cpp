@@ -8,6 +8,7 @@
 #include "kernels/backend.h"
 #include "train/metrics.h"
 #include "train/optimizer.h"
+#include "train/trainer.h"
 
 namespace sinklora {
 namespace {
@@ -100,8 +101,12 @@ Json bench_step(const StepBench& bench) {
   const int64_t free_before = available_memory(bench.device);
   const std::unique_ptr<Ops> ops = make_ops(bench.device, bench.precision);
   const int64_t tokens = bench.batch * bench.context;
-  Llama llama(*ops, config, model,
-              {tokens, bench.batch, bench.context, true, parse_recompute(bench.recompute)});
+  TrainOptions options;
+  options.device = bench.device, options.recompute = bench.recompute, options.offload = bench.offload;
+  options.context = bench.context, options.memory_limit = bench.memory_limit;
+  const TrainSetup setup{config, model, pattern, tokens};
+  const MemoryPlan plan = plan_memory(options, setup, *ops);
+  Llama llama(*ops, config, model, pass_options(options, setup, plan.recompute));
   llama.allocate();
   randomize(*ops, llama.weights());
   const Batch batch = random_batch(bench, config.vocab_size);
@@ -132,11 +137,13 @@ Json bench_step(const StepBench& bench) {
           {"attention", bench.attention.kind},
           {"trainable", bench.trainable},
           {"recompute", bench.recompute},
+          {"kept", describe(plan.recompute, config.num_layers)},
           {"precision", bench.precision},
           {"gpus", on_gpu ? 1 : 0},
           {"tokens_per_s", 1e3 * static_cast<double>(tokens) / median},
           {"step_ms", median},
           {"peak_mem_gib", memory},
+          {"planned_mem_gib", static_cast<double>(plan.total) / kGiB},
           {"tflops", rate * 1e-12},
           {"mfu", on_gpu && bench.precision == "bf16" ? Json(rate / kH100DenseBf16) : Json(nullptr)},
           {"device", bench.device}};

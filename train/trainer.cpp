@@ -129,9 +129,8 @@ class Trainer {
       fail(ExitCode::does_not_fit,
            "this run needs {}, {} are available; `sinklora plan` with the same options says where it goes",
            format_bytes(static_cast<double>(plan.total)), format_bytes(static_cast<double>(plan.available)));
-    model_ = std::make_unique<Llama>(
-        *ops_, setup_.config, setup_.model,
-        PassOptions{setup_.max_tokens, setup_.max_tokens, options_.context, true, plan.recompute});
+    model_ = std::make_unique<Llama>(*ops_, setup_.config, setup_.model,
+                                     pass_options(options_, setup_, plan.recompute));
     model_->allocate();
     const auto seed = static_cast<uint64_t>(options_.seed);
     if (options_.init == "random")
@@ -149,8 +148,9 @@ class Trainer {
     say("steps      {} of {} x {} samples ({:.2f} epochs)\n", steps_, options_.accumulate, options_.batch,
         static_cast<double>(steps_ * options_.accumulate * options_.batch) /
             static_cast<double>(data_->size()));
-    say("memory     {} in arenas and libraries, recompute {}\n\n",
-        format_bytes(static_cast<double>(plan.total)), name_of(plan.recompute));
+    say("memory     {} of {}; {}\n\n", format_bytes(static_cast<double>(plan.total)),
+        format_bytes(static_cast<double>(plan.available)),
+        describe(plan.recompute, setup_.config.num_layers));
   }
 
   void resume() {

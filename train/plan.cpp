@@ -9,8 +9,9 @@ namespace {
 
 constexpr double kGiB = 1024.0 * 1024.0 * 1024.0;
 
-// What is in no arena and no scratch memory: code, contexts and handles of libraries, the loader's batches.
-constexpr int64_t kProcessBytes = int64_t{128} << 20;
+// What is in no arena and no scratch memory. On the CPU: code, libraries, the loader's batches. On a GPU: code
+// and handles; its context is no longer free memory when the plan is made.
+constexpr int64_t kProcessBytes = int64_t{128} << 20, kGpuProcessBytes = int64_t{16} << 20;
 
 MemoryPlan lay_out(const TrainOptions& options, const TrainSetup& setup, Ops& ops,
                    const Recompute& recompute) {
@@ -25,7 +26,8 @@ MemoryPlan lay_out(const TrainOptions& options, const TrainSetup& setup, Ops& op
       plan.lines.push_back({arena->name(), arena->bytes()});
   }
   plan.lines.push_back({"scratch of the operations", model.scratch_bytes()});
-  plan.lines.push_back({"program and libraries", kProcessBytes});
+  plan.lines.push_back(
+      {"program and libraries", ops.device() == Device::cpu ? kProcessBytes : kGpuProcessBytes});
   for (const MemoryLine& line : plan.lines) plan.total += line.bytes;
   plan.available = available_memory(options.device);
   if (options.memory_limit > 0)

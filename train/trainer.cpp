@@ -52,11 +52,6 @@ std::string tokenizer_hash(const fs::path& model) {
   }
 }
 
-std::unique_ptr<Dataset> open_data(const TrainOptions& options, const fs::path& path, int64_t vocab_size) {
-  return open_dataset(path, {options.context, vocab_size, options.separate_documents,
-                             tokenizer_hash(options.model), options.force_tokenizer});
-}
-
 void prepare_output(const TrainOptions& options) {
   std::error_code error;
   fs::create_directories(options.out, error);
@@ -70,12 +65,11 @@ void prepare_output(const TrainOptions& options) {
 class Trainer {
  public:
   explicit Trainer(const TrainOptions& options)
-      : options_(options),
-        setup_(resolve(options)),
-        ops_(make_ops(options.device, options.precision)),
-        data_(open_data(options, options.data, setup_.config.vocab_size)) {
-    if (!options.eval_data.empty())
-      eval_data_ = open_data(options, options.eval_data, setup_.config.vocab_size);
+      : options_(options), setup_(resolve(options)), ops_(make_ops(options.device, options.precision)) {
+    const DatasetOptions dataset{options.context, setup_.config.vocab_size, options.separate_documents,
+                                 tokenizer_hash(options.model), options.force_tokenizer};
+    data_ = open_dataset(options.data, dataset);
+    if (!options.eval_data.empty()) eval_data_ = open_dataset(options.eval_data, dataset);
     fingerprint_ = fingerprint(options, data_->hash());
     const int64_t samples_per_step = options.batch * options.accumulate;
     steps_ = options.steps > 0

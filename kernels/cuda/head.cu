@@ -84,12 +84,7 @@ __global__ void __launch_bounds__(kThreads)
       }
     }
     if constexpr (sizeof(T) < sizeof(float)) __syncthreads();
-    if (c < vocabulary) {
-      if constexpr (sizeof(result) == 8)
-        *reinterpret_cast<uint2*>(to + c) = *reinterpret_cast<const uint2*>(&result);
-      else
-        store<N>(to + c, result);
-    }
+    if (c < vocabulary) store<N>(to + c, result);
   }
 }
 

@@ -451,6 +451,9 @@ __device__ void multiply(const AttentionGradientArguments<uint16_t>& a, const Wo
     fence_for_async_reads();
     barrier_arrive(written, backward_threads);
   }
+#ifdef SINKLORA_RACECHECK
+  barrier_sync(freed, backward_threads);  // the last arrival, for which nobody has to wait, waits here
+#endif
 
   barrier_sync(products, product_threads);
   put_key_gradient<D>(memory + S::k, d_k, a.scale, row, lane);

@@ -9,8 +9,8 @@ namespace {
 
 constexpr double kGiB = 1024.0 * 1024.0 * 1024.0;
 
-// What is in no arena and no scratch memory. On the CPU: code, libraries, the loader's batches. On a GPU: code
-// and handles; its context is no longer free memory when the plan is made.
+// What is in no arena and no scratch memory. On the CPU: code, libraries, the loader's batches. On a GPU:
+// code and handles; its context is no longer free memory when the plan is made.
 constexpr int64_t kProcessBytes = int64_t{128} << 20, kGpuProcessBytes = int64_t{16} << 20;
 
 MemoryPlan lay_out(const TrainOptions& options, const TrainSetup& setup, Ops& ops,

@@ -110,8 +110,8 @@ if [ -s "$out/profile.out" ]; then
 fi
 table peer-attention "reference stack, attention: backend, layout, context, direction, ms, TFLOP/s" \
   backend layout context direction ms tflops error
-table peer-step "reference stack, steps: context, attention, checkpointing, tokens/s, ms, GiB" \
-  context attention checkpointing tokens_per_s step_ms peak_allocated_gib error
+table peer-step "reference stack, steps: context, attention, kernel, checkpointing, tokens/s, ms, GiB" \
+  context attention kernel checkpointing tokens_per_s step_ms peak_allocated_gib error
 printf '\n%d minutes; everything is in %s\n' $((SECONDS / 60)) "$out"
 if ((${#failed[@]} > 0)); then
   echo "failed: ${failed[*]}"

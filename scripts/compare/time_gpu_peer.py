@@ -10,12 +10,13 @@ D = 128, bf16: whole sequences, and groups of a quarter of the context as a batc
 needs; the backward is timed by itself. TFLOP/s over visible pairs: 4 D a pair and head forward, 10 D backward. Times are CUDA
 events, the median of --repeat after three calls, going round over two sets of inputs.
 
---step: a training step of the LLaMA-2-7B shape, random bf16 weights made on the GPU, batch 1: PEFT LoRA rank 8, alpha 16 on q, k,
-v, o; embeddings and norms trainable; gradient clipping; fused AdamW. Attention is S2-Attn as LongLoRA's Algorithm 1 has it, with the
-wrap ("s2-wrap"): the upper half of the heads rolled by half a group, groups as a batch. (Its first half group sees the last one; keeping
-them apart takes a second call of the kernel and is slower.) Tuned: cuDNN attention, torch.compile of the decoder layer (one compilation
-serves all layers) and of head with loss, adapters, trained weights and Adam's moments in bf16 as well: less traffic and memory than f32
-masters. --checkpointing recomputes every layer. Peak memory is the allocator's, allocated and reserved.
+--step: a training step of the LLaMA-2-7B shape, random bf16 weights made on the GPU, batch 1: PEFT LoRA rank 8, alpha 16 on
+q, k, v, o; embeddings and norms trainable; gradient clipping; fused AdamW. Attention is S2-Attn as LongLoRA's Algorithm 1 has it, with
+the wrap ("s2-wrap"): the upper half of the heads rolled by half a group, groups as a batch. (Its first half group sees the last
+one; keeping them apart takes a second call of the kernel.) Tuned: cuDNN attention (FlashAttention-2 where that does not run);
+torch.compile of the decoder layer (one compilation serves all layers) and of head with loss; adapters, trained weights and
+Adam's moments in bf16, which is less traffic and memory than f32 masters. --checkpointing recomputes every layer. Peak memory is the
+allocator's, allocated and reserved.
 
 Prints one JSON object a line; a part that fails prints one with "error" and the next goes on. Needs torch, transformers, peft. Cost on an
 H100: about half a minute for --attention, and for each context of --step, most of it compilation.
@@ -46,10 +47,12 @@ class Report:
 
     @contextlib.contextmanager
     def guarded(self, **what):
+        self.failed = None
         try:
             yield
         except Exception as error:  # an option that this build or GPU lacks, or memory
-            self.line(what | {"error": f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"})
+            self.failed = type(error).__name__
+            self.line(what | {"error": f"{self.failed}: {str(error).splitlines()[0] if str(error) else ''}"})
 
 
 class Clock:
@@ -179,11 +182,9 @@ def head_loss(hidden, weight, targets):
     return torch.nn.functional.cross_entropy(torch.nn.functional.linear(hidden, weight).float(), targets)
 
 
-def time_step(args, report: Report, context: int) -> None:
+def time_step(args, report: Report, context: int, kernel: str) -> None:
     import torch
 
-    if context % 8 != 0:
-        raise ValueError(f"--contexts {context}: four groups that are shifted by half take a multiple of 8")
     torch.manual_seed(0)
     model = build_model(args, context)
     loss_of = head_loss
@@ -220,22 +221,22 @@ def time_step(args, report: Report, context: int) -> None:
     ms = Clock(args.device).median(step, args.steps)
     gpu = torch.cuda if args.device == "cuda" else None
     report.line({"what": "step", "shape": "tiny" if args.tiny else "llama2-7b", "context": context, "attention": args.pattern,
-                 "checkpointing": args.checkpointing, "compile": args.compile, "trained_elements": sum(p.numel() for p in trainable),
-                 "tokens_per_s": round(1e3 * context / ms, 1), "step_ms": round(ms, 2), "first_step_s": round(first, 1), "graphs": torch._dynamo.utils.counters["stats"]["unique_graphs"],
+                 "kernel": kernel, "checkpointing": args.checkpointing, "compile": args.compile,
+                 "graphs": torch._dynamo.utils.counters["stats"]["unique_graphs"],
+                 "trained_elements": sum(p.numel() for p in trainable), "tokens_per_s": round(1e3 * context / ms, 1),
+                 "step_ms": round(ms, 2), "first_step_s": round(first, 1),
                  "peak_allocated_gib": round(gpu.max_memory_allocated() / 2**30, 2) if gpu else None,
                  "peak_reserved_gib": round(gpu.max_memory_reserved() / 2**30, 2) if gpu else None,
                  "first_loss": float(losses[0]), "last_loss": float(losses[-1]), "device": args.device,
                  "torch": torch.__version__})
 
 
-def force_cudnn() -> None:
+def force_kernel(name: str) -> None:
     """For the steps: globally, because a context manager inside a compiled layer would cut its graph."""
     import torch
 
-    torch.backends.cuda.enable_cudnn_sdp(True)
-    for others in (torch.backends.cuda.enable_flash_sdp, torch.backends.cuda.enable_mem_efficient_sdp,
-                   torch.backends.cuda.enable_math_sdp):
-        others(False)
+    for other in ("cudnn", "flash", "mem_efficient", "math"):
+        getattr(torch.backends.cuda, f"enable_{other}_sdp")(other == name)
 
 
 def parse_arguments():
@@ -266,7 +267,11 @@ def main() -> None:
         sys.exit("--device cuda: torch sees no GPU; --device cpu --tiny tries the script without one")
 
     def contexts(default: str) -> list[int]:
-        return [int(n) for n in (args.contexts or ("64" if args.tiny else default)).split(",")]
+        numbers = [int(n) for n in (args.contexts or ("64" if args.tiny else default)).split(",")]
+        for number in numbers:
+            if number % 8 != 0:
+                sys.exit(f"--contexts {number}: four groups that are shifted by half take a multiple of 8")
+        return numbers
 
     def clean() -> None:
         gc.collect()
@@ -281,13 +286,16 @@ def main() -> None:
                         time_attention(args, report, backend, layout, context)
                     clean()
     if args.step:
-        if args.device == "cuda":
-            force_cudnn()
         for context in contexts("8192"):
-            with report.guarded(what="step", context=context, attention=args.pattern, checkpointing=args.checkpointing,
-                                compile=args.compile):
-                time_step(args, report, context)
-            clean()
+            for kernel in ("cudnn", "flash"):  # the second where the first does not run
+                if args.device == "cuda":
+                    force_kernel(kernel)
+                with report.guarded(what="step", context=context, attention=args.pattern, kernel=kernel,
+                                    checkpointing=args.checkpointing, compile=args.compile):
+                    time_step(args, report, context, kernel if args.device == "cuda" else "torch's choice")
+                clean()
+                if report.failed in (None, "OutOfMemoryError"):
+                    break
 
 
 if __name__ == "__main__":

@@ -478,9 +478,6 @@ __device__ void multiply(const AttentionGradientArguments<uint16_t>& a, const Wo
     fence_for_async_reads();
     barrier_arrive(written, backward_threads);
   }
-#ifdef SINKLORA_RACECHECK
-  barrier_sync(freed, backward_threads);  // the last arrival, for which nobody has to wait, waits here
-#endif
 
   if (w.parts > 1 && !add_heads<D>(a, w, d_k, d_v, thread)) return;
   barrier_sync(products, product_threads);

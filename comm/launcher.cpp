@@ -27,6 +27,12 @@ constexpr int kPassedOn[] = {SIGINT, SIGTERM, SIGHUP, SIGUSR1, SIGUSR2};
   fail(ExitCode::communicator, "cannot start the ranks: {}: {}", what, std::strerror(errno));
 }
 
+// Not fmt::print, which throws where nobody reads any more: the ranks come first.
+void say(const std::string& text) {
+  std::fputs(text.c_str(), stderr);
+  std::fflush(stderr);
+}
+
 struct RankProcess {
   pid_t id = -1;  // -1: has ended
   Descriptor output;
@@ -151,19 +157,14 @@ class RankProcesses {
       if (got < 0 && errno == EAGAIN) return;
       if (got <= 0) {
         rank.output.reset();
-        if (!rank.line.empty()) print(number, rank.line + "\n");
+        if (!rank.line.empty()) say(fmt::format("[rank {}] {}\n", number, rank.line));
         rank.line.clear();
         return;
       }
       rank.line.append(piece, static_cast<size_t>(got));
       for (size_t end; (end = rank.line.find('\n')) != std::string::npos; rank.line.erase(0, end + 1))
-        print(number, rank.line.substr(0, end + 1));
+        say(fmt::format("[rank {}] {}", number, rank.line.substr(0, end + 1)));
     }
-  }
-
-  static void print(int rank, const std::string& line) {
-    fmt::print(stderr, "[rank {}] {}", rank, line);
-    std::fflush(stderr);
   }
 
   void answer_signals() {
@@ -198,21 +199,21 @@ class RankProcesses {
     preempted_ |= code == static_cast<int>(ExitCode::preempted);
     if (code == 0 || code == static_cast<int>(ExitCode::preempted)) return;
     if (killing_) return;
-    fmt::print(stderr, "sinklora: rank {} {}{}\n", rank, how,
-               code == 127 ? fmt::format(" (can {} be run?)", launch_.command[0]) : "");
+    say(fmt::format("sinklora: rank {} {}{}\n", rank, how,
+                    code == 127 ? fmt::format(" (can {} be run?)", launch_.command[0]) : ""));
     if (first_failure_ >= 0) return;
     first_failure_ = rank;
     failure_code_ = code;
     end_of_grace_ = after(launch_.grace_s);
-    if (running() > 0) fmt::print(stderr, "sinklora: the other ranks have {} s to end\n", launch_.grace_s);
+    if (running() > 0) say(fmt::format("sinklora: the other ranks have {} s to end\n", launch_.grace_s));
   }
 
   void kill_the_rest() {
     if (std::exchange(killing_, true)) return;
     for (int rank = 0; rank < launch_.ranks; ++rank)
       if (ranks_[rank].id > 0) {
-        fmt::print(stderr, "sinklora: rank {} still runs {} s after rank {} failed and is killed\n", rank,
-                   launch_.grace_s, first_failure_);
+        say(fmt::format("sinklora: rank {} still runs {} s after rank {} failed and is killed\n", rank,
+                        launch_.grace_s, first_failure_));
         ::kill(-ranks_[rank].id, SIGKILL);
       }
     end_of_grace_ = Clock::time_point::max();

@@ -23,8 +23,11 @@ namespace {
 std::vector<float> values_of(uint64_t seed, int rank, size_t size) {
   const RandomStream random(seed, "rank" + std::to_string(rank));
   std::vector<float> values(size);
-  for (size_t i = 0; i < size; ++i)
-    values[i] = static_cast<float>(random.normal(2 * i) * std::pow(10.0, 12 * random.uniform(2 * i + 1) - 6));
+  for (size_t i = 0; i < size; ++i) {
+    const uint64_t bits = random.bits(i);
+    values[i] =
+        std::ldexp(static_cast<float>(static_cast<int32_t>(bits)), static_cast<int>(bits >> 32) % 40 - 20);
+  }
   return values;
 }
 
@@ -66,7 +69,7 @@ std::string exercise(Communicator& communicator, uint64_t seed, int rounds) {
                    values = seed * 1000 + static_cast<uint64_t>(round);
     // Sizes around the chunk of the TCP ring (65536 floats) and small ones.
     const size_t sizes[] = {0, 1, plan.below(base, 50), 65535 + plan.below(base + 1, 3),
-                            1 + plan.below(base + 2, 200000)};
+                            1 + plan.below(base + 2, 150000)};
     const size_t size = sizes[plan.below(base + 3, 5)];
     // Two buckets under way at once.
     std::vector<float> first = values_of(values, rank, size),
@@ -213,7 +216,7 @@ TEST_CASE("processes: a rank that is late, leaves, throws, aborts or goes anothe
     const char* message;
   };
   const std::vector<Case> cases = {
-      {"late", 0.6, [](Communicator&) { ::sleep(3); }, "did not come to call 2"},
+      {"late", 0.6, [](Communicator&) { ::sleep(8); }, "did not come to call 2"},
       {"leaves", 20, [](Communicator&) {}, "left before call 2"},
       {"throws", 20, [](Communicator&) { throw std::runtime_error("x"); }, "aborted: left by an exception"},
       {"aborts", 20, [](Communicator& c) { c.abort("disk full"); }, "aborted: disk full"},
@@ -245,6 +248,6 @@ TEST_CASE("processes: a rank that is late, leaves, throws, aborts or goes anothe
       CHECK_MESSAGE(end.text.find("rank 2") != std::string::npos, end.text);
       CHECK_MESSAGE(end.text.find(one.message) != std::string::npos, end.text);
     }
-    CHECK(Clock::now() - begin < std::chrono::duration<double>(2.8));
+    CHECK(Clock::now() - begin < std::chrono::duration<double>(5));
   }
 }

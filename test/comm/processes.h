@@ -1,6 +1,7 @@
 // Ranks as processes: forked, watched, ended.
 #pragma once
 
+#include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
 #include <sys/prctl.h>

@@ -178,6 +178,22 @@ LaunchEnvironment detect_launch(const Variables& variables) {
   return found;
 }
 
+Rendezvous rendezvous_of(const LaunchEnvironment& launch, const std::string& version) {
+  if (launch.world_size > 1 && launch.init.empty())
+    fail_usage(
+        "{} does not tell where rank 0 is; set SINKLORA_INIT=tcp://HOST:PORT of rank 0, or file:///PATH on a "
+        "file system that all see",
+        launch.launcher);
+  Rendezvous rendezvous;
+  rendezvous.rank = launch.rank;
+  rendezvous.world_size = launch.world_size;
+  rendezvous.init = launch.init;
+  rendezvous.nonce = launch.nonce;
+  rendezvous.version = version;
+  rendezvous.listen_descriptor = launch.listen_descriptor;
+  return rendezvous;
+}
+
 std::string first_slurm_host(const std::string& node_list) {
   const size_t bracket = node_list.find('['), comma = node_list.find(',');
   if (bracket == std::string::npos || comma < bracket) return node_list.substr(0, comma);

@@ -4,6 +4,8 @@
 #include <map>
 #include <string>
 
+#include "comm/rendezvous.h"
+
 namespace sinklora {
 
 struct LaunchEnvironment {
@@ -25,6 +27,10 @@ Variables process_variables();
 // Error(usage) naming the variable where one is missing, no number, out of range, or where two launchers
 // contradict. SINKLORA_INIT and SINKLORA_NONCE overrule what was derived.
 LaunchEnvironment detect_launch(const Variables& variables);
+
+// Where and as whom the process meets the others. `version`: of the program. Throws Error(usage) where the
+// launcher does not tell the place.
+Rendezvous rendezvous_of(const LaunchEnvironment& launch, const std::string& version);
 
 // "gpu[003-005,9],login" -> "gpu003"
 std::string first_slurm_host(const std::string& node_list);

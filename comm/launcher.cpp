@@ -201,9 +201,12 @@ class RankProcesses {
     if (killing_) return;
     say(fmt::format("sinklora: rank {} {}{}\n", rank, how,
                     code == 127 ? fmt::format(" (can {} be run?)", launch_.command[0]) : ""));
-    if (first_failure_ >= 0) return;
+    // Code 6 says that another rank failed: the one that did may be seen later, but it is the cause.
+    const bool first = first_failure_ < 0;
+    if (!first && failure_code_ != static_cast<int>(ExitCode::communicator)) return;
     first_failure_ = rank;
     failure_code_ = code;
+    if (!first) return;
     end_of_grace_ = after(launch_.grace_s);
     if (running() > 0) say(fmt::format("sinklora: the other ranks have {} s to end\n", launch_.grace_s));
   }

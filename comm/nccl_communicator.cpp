@@ -53,7 +53,6 @@ class Nccl : public Communicator {
     CUDA(cudaStreamCreateWithPriority(&stream_, cudaStreamNonBlocking, greatest));
     CUDA(cudaEventCreateWithFlags(&ready_, cudaEventDisableTiming));
     connect();
-    // From here on a verdict aborts NCCL; one that came before is seen by the next check().
     host_->watchdog().on_verdict([handle = handle_] { abort_elsewhere(handle); });
     watcher_ = std::thread([this] { watch(); });
   }

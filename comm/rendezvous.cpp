@@ -305,7 +305,7 @@ Endpoint parse_endpoint(const std::string& init) {
   const char* end = rest.data() + rest.size();
   if (colon == std::string::npos || colon == 0 ||
       std::from_chars(rest.data() + colon + 1, end, port).ptr != end || port < 1 || port > 65535)
-    fail_usage("--init {}: wanted tcp://HOST:PORT with a port from 1 to 65535, or file:///PATH", init);
+    fail_usage("SINKLORA_INIT={}: wanted tcp://HOST:PORT with a port from 1 to 65535, or file:///PATH", init);
   return {rest.substr(0, colon), static_cast<uint16_t>(port)};
 }
 
@@ -444,8 +444,9 @@ Connections meet(const Rendezvous& own) {
   if (own.world_size < 1 || own.rank < 0 || own.rank >= own.world_size)
     fail_usage("rank {} of {} ranks: ranks go from 0 to the world size less 1", own.rank, own.world_size);
   if (!by_file && !own.init.starts_with("tcp://"))
-    fail_usage("--init '{}': wanted tcp://HOST:PORT of rank 0, or file:///PATH on a file system that all see",
-               own.init);
+    fail_usage(
+        "SINKLORA_INIT='{}': wanted tcp://HOST:PORT of rank 0, or file:///PATH on a file system that all see",
+        own.init);
   const std::filesystem::path file = by_file ? own.init.substr(std::strlen("file://")) : "";
   const Descriptor ring = listen_on(0, is_local(own));
   Connections connections;

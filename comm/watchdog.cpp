@@ -83,8 +83,12 @@ void Watchdog::check() const {
 }
 
 void Watchdog::on_verdict(std::function<void()> action) {
-  const std::lock_guard lock(mutex_);
-  action_ = std::move(action);
+  {
+    const std::lock_guard lock(mutex_);
+    action_ = action;
+    if (verdict_.empty()) return;
+  }
+  if (action) action();
 }
 
 void Watchdog::decide(const std::string& reason) {

@@ -33,7 +33,7 @@ class Watchdog {
   void check() const;  // throws the verdict
   // Readable once there is a verdict, for poll().
   int verdict_descriptor() const { return judged_event_.get(); }
-  // Called once on a verdict, from the watchdog's thread; must not block.
+  // Called on a verdict, at once where there is one already, perhaps twice; must not block.
   void on_verdict(std::function<void()> action);
   double beat_s() const { return beat_s_; }
 

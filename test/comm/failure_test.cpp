@@ -111,7 +111,7 @@ TEST_CASE("a process that a verdict does not end is ended after the grace period
     return info.si_pid == id;
   }));
   CHECK(status == 6);
-  CHECK(Clock::now() - begin < std::chrono::seconds(3));
+  CHECK(Clock::now() - begin < std::chrono::seconds(8));
 }
 
 TEST_CASE("check() tells a rank that makes no calls that another has gone") {

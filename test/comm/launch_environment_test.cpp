@@ -130,6 +130,17 @@ TEST_CASE("partial, broken and contradicting variables are errors that name the 
   }
 }
 
+TEST_CASE("what a launcher tells is what the ranks meet by") {
+  const Rendezvous own = rendezvous_of(detect_launch(kOwn), "1.0");
+  CHECK(own.rank == 1);
+  CHECK(own.world_size == 2);
+  CHECK(own.init == "tcp://127.0.0.1:9");
+  CHECK(own.nonce == "n");
+  CHECK(own.version == "1.0");
+  CHECK_THROWS_WITH_AS(rendezvous_of(detect_launch(kHydra), "1.0"), doctest::Contains("set SINKLORA_INIT"),
+                       Error);
+}
+
 TEST_CASE("the first host of Slurm's node lists") {
   CHECK(first_slurm_host("node1") == "node1");
   CHECK(first_slurm_host("node1,node2") == "node1");

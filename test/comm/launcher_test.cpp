@@ -5,7 +5,9 @@
 
 #include <fstream>
 
+#include "base/error.h"
 #include "base/files.h"
+#include "comm/launch_environment.h"
 #include "test/comm/processes.h"
 #include "test/temporary.h"
 
@@ -46,6 +48,8 @@ class Launched {
   const TemporaryDirectory folder_;
   Processes process_;
 };
+
+const std::string program = std::filesystem::read_symlink("/proc/self/exe").string();
 
 double seconds_since(Clock::time_point begin) {
   return std::chrono::duration<double>(Clock::now() - begin).count();
@@ -119,6 +123,39 @@ TEST_CASE("no rank outlives a launcher that is killed") {
   REQUIRE(eventually(5, [&] { return run.has("ready0") && run.has("ready1") && run.has("ready2"); }));
   ::kill(run.id(), SIGKILL);
   for (const char* file : {"pid0", "pid1", "pid2"}) CHECK(eventually(2, [&] { return !run.lives(file); }));
+}
+
+// Not a test of its own: this program as the ranks of the test below.
+TEST_CASE("plays a rank where it is launched as one") {
+  const Variables variables = process_variables();
+  if (!variables.contains("SINKLORA_TEST_PLAY")) return;
+  try {
+    const auto communicator =
+        make_tcp_communicator(rendezvous_of(detect_launch(variables), "1"), CommunicatorOptions{});
+    for (int step = 0; step < 20; ++step) {
+      std::vector<float> bucket(50000, static_cast<float>(communicator->rank() + 1));
+      communicator->all_reduce_sum(bucket);
+      if (bucket[7] != 6) ::_exit(9);
+      if (step == 10 && communicator->rank() == 1 && variables.at("SINKLORA_TEST_PLAY") == "die")
+        ::raise(SIGKILL);
+    }
+  } catch (const Error& error) {
+    std::fprintf(stderr, "%s\n", error.what());
+    ::_exit(static_cast<int>(error.code));
+  }
+  ::_exit(0);
+}
+
+TEST_CASE("launched ranks find each other, and when one is killed the others say so and end") {
+  Launched well("SINKLORA_TEST_PLAY=live exec '" + program + "' -tc='plays a rank*'", 3, 5);
+  CHECK_MESSAGE(well.code(10) == "0", well.output());
+  Launched badly("SINKLORA_TEST_PLAY=die exec '" + program + "' -tc='plays a rank*'", 3, 5);
+  CHECK(badly.code(10) == "137");
+  const std::string output = badly.output();
+  CAPTURE(output);
+  CHECK(output.find("sinklora: rank 1 was ended by signal 9") != std::string::npos);
+  CHECK(output.find("[rank 2] rank 1 (") != std::string::npos);
+  CHECK(output.find("is killed") == std::string::npos);
 }
 
 TEST_CASE("a program that is not there") {

@@ -179,13 +179,13 @@ TEST_CASE("a late rank is told, and a rank that dies at the door is named") {
   CHECK_SAYS(dying.end(0, 2).text, "rank 2 on");
 }
 
-TEST_CASE("what cannot be a place is refused with the option's name") {
+TEST_CASE("what cannot be a place is refused with the variable's name") {
   for (const char* init : {"", "host:1", "tcp://", "tcp://host", "tcp://:1", "tcp://host:0",
                            "tcp://host:65536", "tcp://host:1x", "http://host:1"}) {
     CAPTURE(init);
     for (const int rank : {0, 1}) {
       Rendezvous own{rank, 2, init, "n", "1", 0.2, -1};
-      CHECK_THROWS_WITH_AS(meet(own), doctest::Contains("--init"), Error);
+      CHECK_THROWS_WITH_AS(meet(own), doctest::Contains("SINKLORA_INIT"), Error);
     }
   }
   CHECK_THROWS_WITH_AS(meet({2, 2, "tcp://127.0.0.1:1", "n", "1", 0.2, -1}), doctest::Contains("rank 2 of 2"),

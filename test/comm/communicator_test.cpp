@@ -21,7 +21,7 @@ namespace {
 
 // Of twelve orders of magnitude, so that another order of summation gives other bits.
 std::vector<float> values_of(uint64_t seed, int rank, size_t size) {
-  const RandomStream random(seed, "rank" + std::to_string(rank));
+  const RandomStream random(seed, fmt::format("rank{}", rank));
   std::vector<float> values(size);
   for (size_t i = 0; i < size; ++i) {
     const uint64_t bits = random.bits(i);
@@ -57,7 +57,7 @@ void dawdle(const RandomStream& random, uint64_t& draws) {
 // Random calls of random sizes; throws where one goes wrong. Returns a hash of all results.
 std::string exercise(Communicator& communicator, uint64_t seed, int rounds) {
   const int n = communicator.world_size(), rank = communicator.rank();
-  const RandomStream plan(seed, "plan"), timing(seed, "timing" + std::to_string(rank));
+  const RandomStream plan(seed, "plan"), timing(seed, fmt::format("timing{}", rank));
   uint64_t draws = 0;
   std::string results;
   const auto keep = [&](const auto& values) {
@@ -80,7 +80,7 @@ std::string exercise(Communicator& communicator, uint64_t seed, int rounds) {
     const Ticket two = communicator.start_all_reduce_sum(second);
     communicator.wait(two);
     communicator.wait(one);
-    require(same_bits(first, expected_sum(values, n, size)), "sum of " + std::to_string(size));
+    require(same_bits(first, expected_sum(values, n, size)), fmt::format("sum of {}", size));
     require(same_bits(second, expected_sum(values + 500, n, size / 3)), "second sum");
     keep(first);
 

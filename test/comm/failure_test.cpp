@@ -34,7 +34,7 @@ std::string sum_for_ever(const Place& place, int rank, int world_size, const Com
   std::vector<float> bucket(300000, 1);
   for (int step = 0;; ++step) {
     communicator->all_reduce_sum(bucket);
-    if (step == 10) write_text_atomically(signs / ("rank" + std::to_string(rank)), "under way");
+    if (step == 10) write_text_atomically(signs / fmt::format("rank{}", rank), "under way");
   }
 }
 
@@ -54,11 +54,11 @@ TEST_CASE("a rank that is killed or stopped in mid-call is named by all others i
                             folder.path());
       });
       for (int rank = 0; rank < world_size; ++rank)
-        REQUIRE(eventually(
-            20, [&] { return std::filesystem::exists(folder / ("rank" + std::to_string(rank))); }));
+        REQUIRE(
+            eventually(20, [&] { return std::filesystem::exists(folder / fmt::format("rank{}", rank)); }));
       const auto begin = Clock::now();
       REQUIRE(::kill(ranks.id(victim), how) == 0);
-      const std::string name = "rank " + std::to_string(victim) + " (";
+      const std::string name = fmt::format("rank {} (", victim);
       const std::string verdict = how == SIGKILL ? "died" : "silent for 1 s";
       for (int rank = 0; rank < world_size; ++rank) {
         if (rank == victim) continue;
@@ -66,7 +66,7 @@ TEST_CASE("a rank that is killed or stopped in mid-call is named by all others i
         CHECK(!end.ok);
         CHECK_MESSAGE(end.text.starts_with(name), end.text);
         CHECK_MESSAGE(end.text.find(verdict) != std::string::npos, end.text);
-        const Json flight = read_json(folder / ("flight.rank" + std::to_string(rank) + ".json"));
+        const Json flight = read_json(folder / fmt::format("flight.rank{}.json", rank));
         CHECK(flight.at("reason") == end.text);
         CHECK(flight.at("calls").size() == 8);
         CHECK(flight.at("calls").back().at("op") == "all_reduce_sum");
@@ -83,8 +83,7 @@ TEST_CASE("two ranks that die at once end the others as well") {
   Processes ranks(5,
                   [&](int rank) { return sum_for_ever(place, rank, 5, options_with(5, 5), folder.path()); });
   for (int rank = 0; rank < 5; ++rank)
-    REQUIRE(
-        eventually(20, [&] { return std::filesystem::exists(folder / ("rank" + std::to_string(rank))); }));
+    REQUIRE(eventually(20, [&] { return std::filesystem::exists(folder / fmt::format("rank{}", rank)); }));
   ::kill(ranks.id(0), SIGKILL);
   ::kill(ranks.id(3), SIGKILL);
   for (const int rank : {1, 2, 4}) CHECK_MESSAGE(!ranks.end(rank, 5).ok, rank);
@@ -145,7 +144,7 @@ TEST_CASE("communicators leave no descriptor and no thread behind, whether the r
       } catch (const Error&) {
       }
     }
-    return std::to_string(open_descriptors() - before) + " " + std::to_string(threads() - threads_before);
+    return fmt::format("{} {}", open_descriptors() - before, threads() - threads_before);
   });
   for (int rank = 0; rank < 3; ++rank) CHECK(ranks.end(rank, 10).text == "0 0");
 }

@@ -25,7 +25,7 @@ class Launched {
           ::dup2(output.get(), STDOUT_FILENO);
           ::dup2(output.get(), STDERR_FILENO);
           const std::string in_folder =
-              "cd '" + folder_.path().string() + "'; echo $$ > pid$SINKLORA_RANK; " + script;
+              fmt::format("cd '{}'; echo $$ > pid$SINKLORA_RANK; {}", folder_.path().string(), script);
           return std::to_string(launch_ranks({{"/bin/sh", "-c", in_folder}, ranks, grace_s}));
         }) {}
   std::string code(double seconds) { return process_.end(0, seconds).text; }
@@ -39,7 +39,7 @@ class Launched {
   }
   // A zombie has ended: whoever adopts orphans may be slow to collect it.
   bool lives(const std::string& file) const {
-    std::ifstream stat("/proc/" + std::to_string(pid_in(file)) + "/stat");
+    std::ifstream stat(fmt::format("/proc/{}/stat", pid_in(file)));
     std::string id, name, state;
     return stat >> id >> name >> state && state != "Z";
   }
@@ -147,9 +147,9 @@ TEST_CASE("plays a rank where it is launched as one") {
 }
 
 TEST_CASE("launched ranks find each other, and when one is killed the others say so and end") {
-  Launched well("SINKLORA_TEST_PLAY=live exec '" + program + "' -tc='plays a rank*'", 3, 5);
+  Launched well(fmt::format("SINKLORA_TEST_PLAY=live exec '{}' -tc='plays a rank*'", program), 3, 5);
   CHECK_MESSAGE(well.code(10) == "0", well.output());
-  Launched badly("SINKLORA_TEST_PLAY=die exec '" + program + "' -tc='plays a rank*'", 3, 5);
+  Launched badly(fmt::format("SINKLORA_TEST_PLAY=die exec '{}' -tc='plays a rank*'", program), 3, 5);
   CHECK(badly.code(10) == "137");
   const std::string output = badly.output();
   CAPTURE(output);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <fcntl.h>
+#include <fmt/format.h>
 #include <poll.h>
 #include <signal.h>
 #include <sys/prctl.h>
@@ -43,9 +44,9 @@ class Processes {
       ::alarm(60);
       std::string text;
       try {
-        text = "1" + body(rank);
+        text = fmt::format("1{}", body(rank));
       } catch (const std::exception& error) {
-        text = std::string("0") + error.what();
+        text = fmt::format("0{}", error.what());
       }
       [[maybe_unused]] const ssize_t written = ::write(output.get(), text.data(), text.size());
       ::_exit(0);
@@ -69,7 +70,7 @@ class Processes {
     for (;;) {
       pollfd one{pipes_[rank].get(), POLLIN, 0};
       if (::poll(&one, 1, milliseconds_left(deadline)) == 0)
-        throw std::runtime_error("rank " + std::to_string(rank) + " still runs");
+        throw std::runtime_error(fmt::format("rank {} still runs", rank));
       const ssize_t got = ::read(pipes_[rank].get(), piece, sizeof piece);
       if (got <= 0) break;
       text.append(piece, static_cast<size_t>(got));
@@ -94,9 +95,9 @@ class Place {
     Rendezvous rendezvous;
     rendezvous.rank = rank;
     rendezvous.world_size = world_size;
-    rendezvous.init = "tcp://127.0.0.1:" + std::to_string(port_of(listener_));
+    rendezvous.init = fmt::format("tcp://127.0.0.1:{}", port_of(listener_));
     rendezvous.nonce = "test";
-    rendezvous.version = "1";
+    rendezvous.version = "1.0";
     rendezvous.timeout_s = 10;
     if (rank == 0) rendezvous.listen_descriptor = ::dup(listener_.get());
     return rendezvous;

@@ -68,14 +68,15 @@ TEST_CASE("a file is a place to meet; one of an earlier run is not taken for thi
         "{\"nonce\": ", "{\"nonce\": \"new\", \"addresses\": [\"127.0.0.1\"], \"port\": 1}"}) {
     std::vector<Rendezvous> ranks(3);
     for (int rank = 0; rank < 3; ++rank)
-      ranks[rank] = {rank, 3, "file://" + (folder / "id").string(), "new", "1", 5, -1};
+      ranks[rank] = {rank, 3, fmt::format("file://{}", (folder / "id").string()), "new", "1", 5, -1};
     if (*before) write_text_atomically(folder / "id", before);
     for (const std::string& error : meet_all(ranks)) CHECK(error == "");
     CHECK(!std::filesystem::exists(folder / "id"));
   }
   // Rank 0 never comes.
   write_text_atomically(folder / "id", "{\"nonce\": \"old\", \"addresses\": [\"127.0.0.1\"], \"port\": 1}");
-  const auto errors = meet_all({{1, 3, "file://" + (folder / "id").string(), "new", "1", 0.3, -1}});
+  const auto errors =
+      meet_all({{1, 3, fmt::format("file://{}", (folder / "id").string()), "new", "1", 0.3, -1}});
   CHECK_SAYS(errors[0], "holds the nonce 'old' of another run and this one's is 'new'");
 }
 
@@ -97,14 +98,14 @@ TEST_CASE("no rank 0, or something else in its place") {
   SUBCASE("nobody listens") {
     place.close();
     CHECK_SAYS(meet_all(ranks)[0],
-               "found no rank 0 at " + ranks[0].init + " within 0.4 s: Connection refused");
+               fmt::format("found no rank 0 at {} within 0.4 s: Connection refused", ranks[0].init));
   }
   SUBCASE("a listener that says nothing") {
     CHECK_SAYS(meet_all(ranks)[0], "accepts connections but does not answer like rank 0");
   }
   SUBCASE("another service") {
     const Descriptor listener = listen_on(0, true);
-    ranks[0].init = "tcp://127.0.0.1:" + std::to_string(port_of(listener));
+    ranks[0].init = fmt::format("tcp://127.0.0.1:{}", port_of(listener));
     std::thread service([&] {
       std::string address;
       const Descriptor guest = accept_from(listener, after(2), address);
@@ -126,12 +127,13 @@ TEST_CASE("ranks that do not fit together are refused at once, and all learn why
     const char *stranger, *others;
   };
   const std::vector<Case> cases = {
-      {[](Rendezvous& r) { r.nonce = "x"; }, "belongs to another run", "1 of 3 ranks have not come: 2"},
+      {[](Rendezvous& r) { r.nonce = "foreign"; }, "belongs to another run", "1 of 3 ranks have not come: 2"},
       {[](Rendezvous& r) { r.rank = 1; }, "two processes that say they are rank 1",
        "two processes that say they are rank 1"},
       {[](Rendezvous& r) { r.world_size = 4; }, "says there are 4 ranks, rank 0 says 3",
        "says there are 4 ranks"},
-      {[](Rendezvous& r) { r.version = "2"; }, "is version 2 (protocol 1), rank 0 is 1", "is version 2"},
+      {[](Rendezvous& r) { r.version = "2.0"; }, "is version 2.0 (protocol 1), rank 0 is 1.0",
+       "is version 2.0"},
   };
   for (const Case& one : cases) {
     CAPTURE(one.stranger);
@@ -191,6 +193,6 @@ TEST_CASE("what cannot be a place is refused with the variable's name") {
   CHECK_THROWS_WITH_AS(meet({2, 2, "tcp://127.0.0.1:1", "n", "1", 0.2, -1}), doctest::Contains("rank 2 of 2"),
                        Error);
   const Descriptor taken = listen_on(0, true);
-  CHECK_THROWS_WITH_AS(meet({0, 2, "tcp://127.0.0.1:" + std::to_string(port_of(taken)), "n", "1", 0.2, -1}),
+  CHECK_THROWS_WITH_AS(meet({0, 2, fmt::format("tcp://127.0.0.1:{}", port_of(taken)), "n", "1", 0.2, -1}),
                        doctest::Contains("choose another port"), Error);
 }

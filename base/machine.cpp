@@ -12,8 +12,10 @@
 namespace sinklora {
 namespace {
 
+namespace fs = std::filesystem;
+
 // The rest of the first line that begins with `key`, after the colon and blanks; empty if there is none.
-std::string value_of(const char* file, std::string_view key) {
+std::string value_of(const fs::path& file, std::string_view key) {
   std::ifstream lines(file);
   for (std::string line; std::getline(lines, line);) {
     if (!line.starts_with(key)) continue;
@@ -23,14 +25,14 @@ std::string value_of(const char* file, std::string_view key) {
   return {};
 }
 
-int64_t memory_line(std::string_view key) {  // "MemTotal:       24684564 kB"
-  std::istringstream words(value_of("/proc/meminfo", key));
-  int64_t kilobytes = 0;
-  return words >> kilobytes ? kilobytes * 1024 : 0;
+int64_t number_of(const fs::path& file, std::string_view key) {
+  std::istringstream words(value_of(file, key));
+  int64_t number = 0;
+  return words >> number ? number : 0;
 }
 
 // A number in a control-group file; -1 where there is none or it says "max".
-int64_t control_group(const char* file) {
+int64_t control_group(const fs::path& file) {
   std::ifstream in(file);
   int64_t bytes = -1;
   return in >> bytes ? bytes : -1;
@@ -38,15 +40,17 @@ int64_t control_group(const char* file) {
 
 }  // namespace
 
-Machine look_at_machine() {
+Machine look_at_machine(const fs::path& root) {
+  const fs::path cpuinfo = root / "proc/cpuinfo", meminfo = root / "proc/meminfo",
+                 group = root / "sys/fs/cgroup";
   Machine machine;
-  machine.cpu = value_of("/proc/cpuinfo", "model name");
+  machine.cpu = value_of(cpuinfo, "model name");
   if (machine.cpu.empty()) machine.cpu = "unknown";
 
   static const std::set<std::string> wanted = {
       "sse4_2",      "avx",         "avx2",     "fma",   "f16c", "avx512f", "avx512bw",
       "avx512_vnni", "avx512_bf16", "amx_bf16", "asimd", "bf16", "sve"};
-  std::istringstream flags(value_of("/proc/cpuinfo", "flags") + " " + value_of("/proc/cpuinfo", "Features"));
+  std::istringstream flags(value_of(cpuinfo, "flags") + " " + value_of(cpuinfo, "Features"));
   for (std::string flag; flags >> flag;)
     if (wanted.contains(flag)) machine.features.push_back(flag);
 
@@ -54,11 +58,14 @@ Machine look_at_machine() {
   CPU_ZERO(&allowed);
   machine.cpus = sched_getaffinity(0, sizeof allowed, &allowed) == 0 ? CPU_COUNT(&allowed)
                                                                      : ::sysconf(_SC_NPROCESSORS_ONLN);
-  machine.memory = memory_line("MemTotal");
-  machine.available_memory = memory_line("MemAvailable");
-  if (const int64_t limit = control_group("/sys/fs/cgroup/memory.max"); limit > 0 && limit < machine.memory) {
+  machine.memory = 1024 * number_of(meminfo, "MemTotal");  // "MemTotal:       24684564 kB"
+  machine.available_memory = 1024 * number_of(meminfo, "MemAvailable");
+  if (const int64_t limit = control_group(group / "memory.max"); limit > 0 && limit < machine.memory) {
     machine.memory = limit;
-    const int64_t used = std::max<int64_t>(0, control_group("/sys/fs/cgroup/memory.current"));
+    // The group is charged for files it has read too (a model, say), which the kernel drops when it must.
+    const fs::path stat = group / "memory.stat";
+    const int64_t files = number_of(stat, "active_file") + number_of(stat, "inactive_file"),
+                  used = std::max<int64_t>(0, control_group(group / "memory.current") - files);
     machine.available_memory = std::min(machine.available_memory, std::max<int64_t>(0, limit - used));
   }
   return machine;

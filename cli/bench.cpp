@@ -5,31 +5,56 @@
 #include "cli/option_checks.h"
 #include "cli/output.h"
 #include "cli/verbs.h"
+#include "model/shapes.h"
 #include "train/bench.h"
+#include "train/bench_ops.h"
 
 namespace sinklora {
+namespace {
 
-void add_bench(CLI::App& app) {
-  auto* bench = app.add_subcommand("bench", "how fast it is: bench step");
-  bench->require_subcommand(1);
-  auto* verb = bench->add_subcommand("step", "one training step of a model shape with random weights");
+const std::vector<std::string> kPatterns{"full", "fixed", "s2", "s2-wrap", "sf"};
+
+void add_machine(CLI::App& verb, std::string& device, std::string& precision) {
+  add_choice(verb, "--device", device, "", {"cpu", "cuda"});
+  add_choice(verb, "--precision", precision, "", {"bf16", "fp32"});
+}
+
+void add_pattern(CLI::App& verb, AttentionOptions& attention) {
+  add_number(verb, "--group-ratio", attention.group_ratio, "tokens of a group, as a share of the context",
+             1e-6, 1);
+  add_number(verb, "--shifted-heads", attention.shifted_heads, "share of the heads that stay shifted (sf)", 0,
+             1);
+  add_count(verb, "--sinks", attention.sinks, "first tokens that every token sees (sf)");
+}
+
+void add_repeats(CLI::App& verb, int64_t& warmup, int64_t& repeat) {
+  add_count(verb, "--warmup", warmup, "calls before timing", 0, 1000);
+  add_count(verb, "--repeat", repeat, "measurements; the median is reported", 1, 1000);
+}
+
+void add_json(CLI::App& verb, std::string& json) {
+  verb.add_option("--json", json, "write the result as JSON to FILE, - for standard output")
+      ->type_name("FILE");
+}
+
+void add_step(CLI::App& bench) {
+  auto* verb = bench.add_subcommand("step", "one training step of a model shape with random weights");
   const auto options = std::make_shared<StepBench>();
   const auto json = std::make_shared<std::string>();
-  add_choice(*verb, "--shape", options->shape, "", {"llama2-7b", "llama3-8b", "smollm2-135m"});
+  add_choice(*verb, "--shape", options->shape, "", shape_names());
   add_count(*verb, "--context", options->context, "tokens of a sample", 2, int64_t{1} << 24);
   add_count(*verb, "--batch", options->batch, "samples of a step", 1, 1 << 20);
-  add_choice(*verb, "--attention", options->attention.kind, "", {"full", "fixed", "s2", "s2-wrap", "sf"});
-  add_number(*verb, "--group-ratio", options->attention.group_ratio, "", 1e-6, 1);
-  add_number(*verb, "--shifted-heads", options->attention.shifted_heads, "", 0, 1);
-  add_count(*verb, "--sinks", options->attention.sinks, "");
+  add_choice(*verb, "--attention", options->attention.kind, "", kPatterns);
+  add_pattern(*verb, options->attention);
   add_choice(*verb, "--trainable", options->trainable, "", {"lora", "lora+", "full"});
-  add_choice(*verb, "--recompute", options->recompute, "", {"none", "cheap", "block"});
-  add_choice(*verb, "--device", options->device, "", {"cpu", "cuda"});
-  add_choice(*verb, "--precision", options->precision, "", {"bf16", "fp32"});
+  add_choice(*verb, "--recompute", options->recompute, "", {"auto", "none", "cheap", "block"});
+  verb->add_flag("--offload", options->offload, "block inputs wait in host memory");
+  add_number(*verb, "--memory-limit", options->memory_limit, "GiB to fit into, for --recompute auto; 0: all",
+             0, 1e6);
+  add_machine(*verb, options->device, options->precision);
   add_count(*verb, "--warmup", options->warmup, "steps before timing", 0, 1000);
   add_count(*verb, "--steps", options->steps, "timed steps; the median is reported", 1, 1000);
-  verb->add_option("--json", *json, "write the result as JSON to FILE, - for standard output")
-      ->type_name("FILE");
+  add_json(*verb, *json);
   verb->footer(
       "Examples:\n"
       "  sinklora bench step --shape llama2-7b --context 8192 --attention sf\n"
@@ -41,6 +66,73 @@ void add_bench(CLI::App& app) {
                  options->context, options->attention.kind, result.at("step_ms").get<double>(),
                  result.at("tokens_per_s").get<double>(), result.at("peak_mem_gib").get<double>());
   });
+}
+
+void add_attention(CLI::App& bench) {
+  auto* verb = bench.add_subcommand("attention", "attention, forward and backward, in every pattern");
+  const auto options = std::make_shared<AttentionBench>();
+  const auto json = std::make_shared<std::string>();
+  add_counts(*verb, "--context", options->contexts, "tokens of a sequence", 1, int64_t{1} << 24);
+  add_choices(*verb, "--patterns", options->patterns, "", kPatterns);
+  add_pattern(*verb, options->attention);
+  add_count(*verb, "--batch", options->batch, "sequences", 1, 1024);
+  add_count(*verb, "--heads", options->heads, "query heads", 1, 1024);
+  add_count(*verb, "--kv-heads", options->kv_heads, "key and value heads", 1, 1024);
+  add_count(*verb, "--head-dim", options->head_dim, "", 1, 512);
+  add_machine(*verb, options->device, options->precision);
+  add_repeats(*verb, options->warmup, options->repeat);
+  add_json(*verb, *json);
+  verb->footer(
+      "TFLOP/s count visible pairs alone: 4 D for each pair and head forward, 10 D backward.\n\nExamples:\n"
+      "  sinklora bench attention --context 8192,16384,32768 --patterns full,s2,sf\n"
+      "  sinklora bench attention --context 4096 --heads 32 --kv-heads 8 --patterns sf --sinks 64\n"
+      "  sinklora bench attention --context 1024 --heads 9 --kv-heads 3 --head-dim 64 --device cpu --json -");
+  verb->callback([options, json] {
+    const Json rows = bench_attention(*options);
+    if (write_result(*json, rows)) return;
+    for (const Json& row : rows)
+      fmt::print("{:>8} tokens  {:<8} {:<9} {:10.3f} ms {:8.3f} TFLOP/s\n", row.at("context").get<int64_t>(),
+                 row.at("pattern").get<std::string>(), row.at("direction").get<std::string>(),
+                 row.at("ms").get<double>(), row.at("tflops").get<double>());
+  });
+}
+
+void add_gemm(CLI::App& bench) {
+  auto* verb =
+      bench.add_subcommand("gemm", "the linears of a model shape, with and without LoRA; LM head and loss");
+  const auto options = std::make_shared<GemmBench>();
+  const auto json = std::make_shared<std::string>();
+  add_choice(*verb, "--shape", options->shape, "", shape_names());
+  add_count(*verb, "--context", options->context, "tokens", 1, int64_t{1} << 24);
+  add_count(*verb, "--lora-rank", options->lora_rank, "0: without adapters alone", 0, 4096);
+  add_machine(*verb, options->device, options->precision);
+  add_repeats(*verb, options->warmup, options->repeat);
+  add_json(*verb, *json);
+  verb->footer(
+      "Examples:\n"
+      "  sinklora bench gemm --shape llama2-7b --context 8192\n"
+      "  sinklora bench gemm --shape llama3-8b --context 4096 --lora-rank 64 --json gemm.json\n"
+      "  sinklora bench gemm --shape smollm2-135m --context 512 --device cpu --precision fp32");
+  verb->callback([options, json] {
+    const Json rows = bench_gemm(*options);
+    if (write_result(*json, rows)) return;
+    for (const Json& row : rows)
+      fmt::print("{:<8} {:>6} x {:<6} r {:<3} {:<16} {:10.3f} ms {:8.3f} TFLOP/s\n",
+                 row.at("linear").get<std::string>(), row.at("in").get<int64_t>(),
+                 row.at("out").get<int64_t>(), row.at("lora_rank").get<int64_t>(),
+                 row.at("direction").get<std::string>(), row.at("ms").get<double>(),
+                 row.at("tflops").get<double>());
+  });
+}
+
+}  // namespace
+
+void add_bench(CLI::App& app) {
+  auto* bench = app.add_subcommand("bench", "how fast it is: bench step, bench attention, bench gemm");
+  bench->require_subcommand(1);
+  add_step(*bench);
+  add_attention(*bench);
+  add_gemm(*bench);
 }
 
 }  // namespace sinklora

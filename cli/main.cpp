@@ -5,9 +5,11 @@
 #include <cstdlib>
 #include <exception>
 #include <memory>
+#include <string>
 
 #include "base/error.h"
 #include "cli/verbs.h"
+#include "kernels/cpu/blas_info.h"
 
 namespace {
 
@@ -28,15 +30,23 @@ class VerbConfig : public CLI::ConfigTOML {
   const CLI::App& app_;
 };
 
+// Two libraries read settings when they are loaded, before main; what is better for this machine is set, and
+// the program starts once more. If it cannot, it goes on as it is. Whatever the user has set stays.
+//   OMP_WAIT_POLICY: threads that wait in OpenMP spin by default, and a second program on the same cores then
+//   makes this one ten times slower.
+//   OPENBLAS_CORETYPE: see better_blas_core().
+void set_up_libraries(char** argv) {
+  bool again = !std::getenv("OMP_WAIT_POLICY") && ::setenv("OMP_WAIT_POLICY", "passive", 1) == 0;
+  if (const std::string core = sinklora::better_blas_core(); !core.empty())
+    again |= ::setenv("OPENBLAS_CORETYPE", core.c_str(), 1) == 0;
+  if (again) ::execv("/proc/self/exe", argv);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
   using namespace sinklora;
-  // Threads that wait in OpenMP spin by default, and a second program on the same cores then makes this one
-  // ten times slower. The library reads the policy when it is loaded, so the program starts once more; if it
-  // cannot, it goes on.
-  if (!std::getenv("OMP_WAIT_POLICY") && ::setenv("OMP_WAIT_POLICY", "passive", 1) == 0)
-    ::execv("/proc/self/exe", argv);
+  set_up_libraries(argv);
   CLI::App app{"sinklora: long-context fine-tuning of LLaMA with SF-Attn and LoRA+"};
   app.set_version_flag("--version", SINKLORA_VERSION);
   app.require_subcommand(1);

@@ -50,6 +50,22 @@ CLI::Option* add_count(CLI::App& app, const std::string& name, int64_t& value, c
       ->default_str(std::to_string(value));
 }
 
+CLI::Option* add_counts(CLI::App& app, const std::string& name, std::vector<int64_t>& values,
+                        const std::string& help, int64_t low, int64_t high) {
+  const auto parse = [&values, low, high, name](const std::vector<std::string>& texts) {
+    values.clear();
+    for (const std::string& text : texts) {
+      values.push_back(0);
+      if (const std::string wrong = check_count(text, low, high, &values.back()); !wrong.empty())
+        throw CLI::ValidationError(name, wrong);
+    }
+  };
+  return app.add_option_function<std::vector<std::string>>(name, parse, help)
+      ->delimiter(',')
+      ->type_name("LIST")
+      ->default_str(fmt::format("{}", fmt::join(values, ",")));
+}
+
 CLI::Option* add_number(CLI::App& app, const std::string& name, double& value, const std::string& help,
                         double low, double high) {
   const auto parse = [&value, low, high, name](const std::string& text) {
@@ -67,6 +83,15 @@ CLI::Option* add_choice(CLI::App& app, const std::string& name, std::string& val
       ->check(CLI::IsMember(words))
       ->capture_default_str()
       ->type_name("WORD");
+}
+
+CLI::Option* add_choices(CLI::App& app, const std::string& name, std::vector<std::string>& values,
+                         const std::string& help, const std::vector<std::string>& words) {
+  return app.add_option(name, values, help)
+      ->delimiter(',')
+      ->check(CLI::IsMember(words))
+      ->capture_default_str()
+      ->type_name("LIST");
 }
 
 }  // namespace sinklora

@@ -6,17 +6,24 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 namespace sinklora {
 
 // A whole number in [low, high], plain decimal, with an optional suffix k, M or G (powers of 1000).
 CLI::Option* add_count(CLI::App& app, const std::string& name, int64_t& value, const std::string& help,
                        int64_t low = 0, int64_t high = int64_t{1} << 48);
+// The same, several with commas between them.
+CLI::Option* add_counts(CLI::App& app, const std::string& name, std::vector<int64_t>& values,
+                        const std::string& help, int64_t low = 0, int64_t high = int64_t{1} << 48);
 // A finite number in [low, high].
 CLI::Option* add_number(CLI::App& app, const std::string& name, double& value, const std::string& help,
                         double low, double high);
 // One of a few words.
 CLI::Option* add_choice(CLI::App& app, const std::string& name, std::string& value, const std::string& help,
                         const std::vector<std::string>& words);
+// Several of a few words, with commas between them.
+CLI::Option* add_choices(CLI::App& app, const std::string& name, std::vector<std::string>& values,
+                         const std::string& help, const std::vector<std::string>& words);
 
 }  // namespace sinklora

@@ -13,21 +13,38 @@
 namespace sinklora {
 namespace {
 
+// What each tensor costs to keep and to compute again.
+void print_choices(const TrainOptions& options) {
+  const TrainSetup setup = resolve(options);
+  const auto tokens = static_cast<double>(setup.max_tokens);
+  fmt::print("\n{:<16}{:>14}{:>26}\n", "to keep", "a layer", "again, GFLOP or as much");
+  for (const KeptChoice& choice : kept_choices(options, setup))
+    fmt::print("{:<16}{:>14}{:>26.0f}\n", name_of(choice.group), format_bytes(choice.bytes * tokens),
+               choice.operations * tokens * 1e-9);
+}
+
 void print_plan(const TrainOptions& options, const std::string& json_path) {
   const MemoryPlan plan = plan_memory(options);
   const int64_t longest = longest_context(options);
-  Json json{{"context", options.context}, {"batch", options.batch}, {"recompute", name_of(plan.recompute)}};
+  const int64_t layers = read_config(options.model).num_layers;
+  Json json{{"context", options.context}, {"batch", options.batch}};
+  json["recompute"] = describe(plan.recompute, layers);
   for (const MemoryLine& line : plan.lines) json["bytes"][line.what] = line.bytes;
   json["total_bytes"] = plan.total;
   json["available_bytes"] = plan.available;
   json["fits"] = plan.fits();
+  json["host_bytes"] = plan.host_total;
   json["longest_context"] = longest;
   if (!write_result(json_path, json)) {
     for (const MemoryLine& line : plan.lines)
-      fmt::print("{:<24}{:>12}\n", line.what, format_bytes(static_cast<double>(line.bytes)));
-    fmt::print("{:<24}{:>12}   recompute {}\n", "sum", format_bytes(static_cast<double>(plan.total)),
-               name_of(plan.recompute));
-    fmt::print("{:<24}{:>12}\n", "available", format_bytes(static_cast<double>(plan.available)));
+      fmt::print("{:<28}{:>12}\n", line.what, format_bytes(static_cast<double>(line.bytes)));
+    fmt::print("{:<28}{:>12}   {}\n", "sum", format_bytes(static_cast<double>(plan.total)),
+               describe(plan.recompute, layers));
+    fmt::print("{:<28}{:>12}\n", "available", format_bytes(static_cast<double>(plan.available)));
+    if (plan.host_total > 0)
+      fmt::print("{:<28}{:>12} of {}\n", "host memory", format_bytes(static_cast<double>(plan.host_total)),
+                 format_bytes(static_cast<double>(plan.host_available)));
+    print_choices(options);
     fmt::print("longest context that fits with these options: {}\n", longest);
   }
   if (!plan.fits()) throw CLI::RuntimeError(static_cast<int>(ExitCode::does_not_fit));

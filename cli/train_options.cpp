@@ -54,11 +54,8 @@ void add_lora_options(CLI::App& verb, TrainOptions& o) {
              {"lora", "lora+", "full"});
   add_count(*group, "--lora-rank", o.lora_rank, "rank of the adapters", 1, 4096);
   add_number(*group, "--lora-alpha", o.lora_alpha, "their scale is alpha / rank", 1e-6, 1e6);
-  group->add_option("--lora-targets", o.lora_targets, "any of q,k,v,o,gate,up,down")
-      ->delimiter(',')
-      ->check(CLI::IsMember({"q", "k", "v", "o", "gate", "up", "down"}))
-      ->capture_default_str()
-      ->type_name("LIST");
+  add_choices(*group, "--lora-targets", o.lora_targets, "any of q,k,v,o,gate,up,down",
+              {"q", "k", "v", "o", "gate", "up", "down"});
 }
 
 void add_optimizer_options(CLI::App& verb, TrainOptions& o) {
@@ -83,6 +80,12 @@ void add_machine_options(CLI::App& verb, TrainOptions& o) {
   add_choice(*group, "--recompute", o.recompute,
              "what the backward computes again instead of keeping; no choice changes a bit of the result",
              {"auto", "none", "cheap", "block"});
+  group->add_flag(
+      "--offload", o.offload,
+      "block inputs wait in page-locked host memory for their backward; --recompute auto does so by "
+      "itself when it must");
+  add_number(*group, "--memory-limit", o.memory_limit, "GiB of the device to take at most; 0: what is free",
+             0, 1e6);
   group
       ->add_option_function<std::string>(
           "--gpus",

@@ -50,8 +50,10 @@ void DocumentEncoder::encode_instruction(const Json& json, const std::string& pl
     const size_t seam = std::min(start + tokenizer_.encode(prompt).size(), document.ids.size());
     std::fill(document.scored.begin(), document.scored.begin() + static_cast<std::ptrdiff_t>(seam), 0);
   } else {
-    add_text(document, prompt, false);
-    add_text(document, answer, true);
+    const Segment parts[] = {{prompt, false, false}, {answer, false, true}};
+    const EncodedSegments encoded = tokenizer_.encode_segments(parts);
+    document.ids.insert(document.ids.end(), encoded.ids.begin(), encoded.ids.end());
+    document.scored.insert(document.scored.end(), encoded.scored.begin(), encoded.scored.end());
   }
   add_token(document, tokenizer_.eos_id, true);
 }

@@ -28,10 +28,10 @@ struct EncodedDocument {
 
 // text:   [BOS] text [EOS], all scored; a JSON record is {"text": ...}.
 // alpaca: {"instruction", "output", "input"?}, null being empty: prompt not scored, answer and EOS scored.
-// The two are
-//         tokenized apart, as they are when the model answers. LongLoRA tokenizes them together and counts
-//         the prompt's tokens apart, so that a merge across the seam shifts the boundary; `longlora_seam`
-//         repeats that.
+//         The answer goes on where the prompt ends (no second dummy space of sentencepiece), but no token
+//         crosses the seam, as when the model answers. LongLoRA tokenizes both in one go and masks as many
+//         tokens as the prompt alone has: the same ids unless a merge crosses the seam, and then the boundary
+//         shifts; `longlora_seam` repeats that.
 // chat:   {"messages": [{"role", "content"}, ...]}, the assistant's turns scored.
 // BOS comes first where the tokenizer adds one. Texts of alpaca and chat longer than `context` are cut or
 // dropped.

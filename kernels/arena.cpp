@@ -5,7 +5,7 @@ namespace sinklora {
 constexpr int64_t kAlignment = 256;
 
 Arena::~Arena() {
-  if (memory_) ops_->release(memory_);
+  if (memory_) place_ == Place::host ? ops_->release_host(memory_) : ops_->release(memory_);
 }
 
 void Arena::take(Tensor* view, DType dtype, std::initializer_list<int64_t> shape) {
@@ -18,10 +18,11 @@ void Arena::take(Tensor* view, DType dtype, std::initializer_list<int64_t> shape
 void Arena::allocate(Ops& ops) {
   if (memory_) fail_internal("arena {} is allocated already", name_);
   ops_ = &ops;
-  memory_ = bytes_ > 0 ? ops.allocate(bytes_) : nullptr;
+  const bool host = place_ == Place::host;
+  if (bytes_ > 0) memory_ = host ? ops.allocate_host(bytes_) : ops.allocate(bytes_);
   for (const Request& request : requests_) {
     *request.view = request.shape;
-    request.view->device = ops.device();
+    request.view->device = host ? Device::cpu : ops.device();
     request.view->data = static_cast<char*>(memory_) + request.offset;
   }
 }

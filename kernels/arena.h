@@ -12,7 +12,8 @@ namespace sinklora {
 // part.
 class Arena {
  public:
-  explicit Arena(std::string name) : name_(std::move(name)) {}
+  enum class Place : uint8_t { device, host };  // host: memory that transfers go to (Ops::allocate_host)
+  explicit Arena(std::string name, Place place = Place::device) : name_(std::move(name)), place_(place) {}
   ~Arena();
   Arena(const Arena&) = delete;
   Arena& operator=(const Arena&) = delete;
@@ -21,6 +22,7 @@ class Arena {
   void take(Tensor* view, DType dtype, std::initializer_list<int64_t> shape);
   int64_t bytes() const { return bytes_; }
   const std::string& name() const { return name_; }
+  Place place() const { return place_; }
   void allocate(Ops& ops);
 
  private:
@@ -30,6 +32,7 @@ class Arena {
     int64_t offset;
   };
   std::string name_;
+  Place place_;
   std::vector<Request> requests_;
   int64_t bytes_ = 0;
   Ops* ops_ = nullptr;

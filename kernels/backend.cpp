@@ -1,8 +1,7 @@
 #include "kernels/backend.h"
 
-#include <fstream>
-
 #include "base/error.h"
+#include "base/machine.h"
 #include "kernels/cuda_backend.h"
 
 namespace sinklora {
@@ -19,11 +18,7 @@ DType frozen_dtype(const std::string& precision) { return precision == "bf16" ? 
 
 int64_t available_memory(const std::string& device) {
   if (device == "cuda") return cuda_available_memory();
-  std::ifstream file("/proc/meminfo");
-  std::string key, unit;
-  for (int64_t kib = 0; file >> key >> kib; std::getline(file, unit))
-    if (key == "MemAvailable:") return kib * 1024;
-  fail_internal("/proc/meminfo has no MemAvailable");
+  return look_at_machine().available_memory;
 }
 
 }  // namespace sinklora

@@ -15,7 +15,7 @@ std::unique_ptr<Ops> make_ops(const std::string& device, const std::string& prec
 // The type in which frozen matrices are kept.
 DType frozen_dtype(const std::string& precision);
 
-// Bytes a run on this device may take at most: free device memory, or the available memory of the machine.
+// Bytes a run on this device may take at most: free device memory, or what the machine or container has left.
 int64_t available_memory(const std::string& device);
 
 }  // namespace sinklora

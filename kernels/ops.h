@@ -2,8 +2,7 @@
 //
 // Backends run asynchronously: an op may return before it has run, ops of one backend run in the order of the
 // calls, and only download(), the functions that return numbers, and synchronize() wait. Arguments are views
-// (kernels/tensor.h) into memory of the backend's device. Scratch memory is the backend's own: it grows to
-// the most that an op has needed, in the first step.
+// (kernels/tensor.h) into memory of the backend's device. Scratch memory is the backend's own.
 //
 // Notation: T tokens of all sequences of a batch, back to back, no padding; H hidden size; F intermediate
 // size; V vocabulary; D head_dim; Hq query heads; Hkv key/value heads; R sum of the LoRA ranks of one linear.
@@ -56,6 +55,18 @@ struct LinearGradient {
   std::span<const AdapterGradient> adapters;  // as many as Linear::adapters
 };
 
+// The largest shapes of a pass.
+struct PassShape {
+  int64_t tokens = 0, sequences = 1;   // T, S
+  int64_t hidden = 0, vocabulary = 0;  // H, V
+  int64_t widest = 0, rank = 0;        // outputs and R of any linear of a block
+  int64_t num_heads = 0, num_kv_heads = 0, head_dim = 0;
+  int64_t largest_weight = 0;       // elements of the largest frozen matrix,
+  DType weight_dtype = DType::f32;  // which are kept like this
+  AttentionPattern pattern{};       // of the backward
+  bool training = false;
+};
+
 struct AdamWStep {
   double learning_rate = 0, beta1 = 0.9, beta2 = 0.95, epsilon = 1e-8, weight_decay = 0;
   int64_t step = 1;           // 1 for the first update: bias correction 1 - beta^step
@@ -79,6 +90,24 @@ class Ops {
   virtual void zero(const Tensor& to) = 0;
   virtual void copy(const Tensor& to, const Tensor& from) = 0;  // same shape; converts between float dtypes
   virtual void synchronize() = 0;
+
+  // ---- transfers: tensors that wait in host memory while others are computed
+  // --------------------------------------------------------------------------------------------- A slot
+  // (0 or 1) carries one transfer at a time. It starts when the ops before it have run and goes on beside
+  // those that follow, until finish_transfer(slot): ops after that see it complete. In between, an offload's
+  // tensor must not be written and a fetch's must not be used.
+  virtual void* allocate_host(int64_t bytes) = 0;  // page-locked on a GPU; throws Error(does_not_fit)
+  virtual void release_host(void* memory) = 0;
+  virtual void start_offload(void* host, const Tensor& from, int slot) = 0;  // contiguous
+  virtual void start_fetch(const Tensor& to, const void* host, int slot) = 0;
+  virtual void finish_transfer(int slot) = 0;
+
+  // ---- scratch memory
+  // ----------------------------------------------------------------------------------------------- What
+  // the ops of a pass of this shape will hold at most, libraries included, and its allocation ahead of the
+  // first step. Ops that are asked for more grow it.
+  virtual int64_t scratch_bytes(const PassShape& shape) const = 0;
+  virtual void reserve_scratch(const PassShape& shape) = 0;
 
   // ---- embedding
   // ------------------------------------------------------------------------------------------------ out[t] =

@@ -1,19 +1,19 @@
 #include "model/activations.h"
 
 #include <algorithm>
+#include <optional>
 
 namespace sinklora {
 namespace {
 
-constexpr const char* kRecomputeNames[] = {"none", "cheap", "block"};
-
-// One entry of a block: where it lies, its shape, and the first recompute level that does not keep it.
+// One entry of a block: where it lies, its shape when kept and when shared, and the group that it is kept
+// with.
 struct Entry {
   Tensor BlockActivations::*member;
   DType dtype;
-  int64_t rows, columns;  // columns 0: a vector
-  Recompute dropped_at;
-  bool always_kept = false;
+  int64_t rows, columns;      // columns 0: a vector
+  std::optional<Kept> group;  // nothing: every layer keeps it
+  int64_t shared_rows = rows;
 };
 
 // The widest sum of LoRA ranks that any layer has on one of its projections.
@@ -23,67 +23,68 @@ int64_t widest(const Weights& weights, Projection LayerWeights::*projection) {
   return rank;
 }
 
-std::vector<Entry> entries(const LlamaConfig& c, const Weights& w, int64_t tokens, DType act, DType stat) {
+std::vector<Entry> entries(const LlamaConfig& c, const Weights& w, int64_t tokens, int64_t tile, DType act,
+                           DType stat) {
   using B = BlockActivations;
-  constexpr Recompute cheap = Recompute::cheap, block = Recompute::block;
-  return {{&B::x, act, tokens, c.hidden_size, block, true},
-          {&B::attention_normed, act, tokens, c.hidden_size, cheap},
-          {&B::attention_reciprocal, stat, tokens, 0, block},
-          {&B::qkv, act, tokens, c.qkv_width(), block},
-          {&B::qkv_u, act, tokens, widest(w, &LayerWeights::qkv), block},
-          {&B::attention, act, tokens, c.query_width(), block},
-          {&B::lse, stat, c.num_heads, tokens, block},
-          {&B::output_u, act, tokens, widest(w, &LayerWeights::output), block},
-          {&B::x_mid, act, tokens, c.hidden_size, block},
-          {&B::mlp_normed, act, tokens, c.hidden_size, cheap},
-          {&B::mlp_reciprocal, stat, tokens, 0, block},
-          {&B::gate_up, act, tokens, 2 * c.intermediate_size, block},
-          {&B::gate_up_u, act, tokens, widest(w, &LayerWeights::gate_up), block},
-          {&B::swiglu, act, tokens, c.intermediate_size, cheap},
-          {&B::down_u, act, tokens, widest(w, &LayerWeights::down), block}};
+  const auto rank = [&](Projection LayerWeights::*projection) { return widest(w, projection); };
+  return {{&B::attention_normed, act, tokens, c.hidden_size, Kept::attention_norm},
+          {&B::attention_reciprocal, stat, tokens, 0, {}},
+          {&B::qkv, act, tokens, c.qkv_width(), Kept::qkv},
+          {&B::qkv_u, act, tokens, rank(&LayerWeights::qkv), Kept::qkv},
+          {&B::attention, act, tokens, c.query_width(), Kept::attention},
+          {&B::lse, stat, c.num_heads, tokens, Kept::attention},
+          {&B::output_u, act, tokens, rank(&LayerWeights::output), Kept::x_mid},
+          {&B::x_mid, act, tokens, c.hidden_size, Kept::x_mid},
+          {&B::mlp_normed, act, tokens, c.hidden_size, Kept::mlp_norm},
+          {&B::mlp_reciprocal, stat, tokens, 0, {}},
+          {&B::gate_up, act, tokens, 2 * c.intermediate_size, Kept::gate_up, tile},
+          {&B::gate_up_u, act, tokens, rank(&LayerWeights::gate_up), Kept::gate_up, tile},
+          {&B::swiglu, act, tokens, c.intermediate_size, Kept::swiglu, tile},
+          {&B::down_u, act, tokens, rank(&LayerWeights::down), {}}};
 }
 
 bool is_vector(Tensor BlockActivations::*member) {
   return member == &BlockActivations::attention_reciprocal || member == &BlockActivations::mlp_reciprocal;
 }
 
-void take_entry(Arena& arena, BlockActivations& into, const Entry& entry) {
+void take_entry(Arena& arena, BlockActivations& into, const Entry& entry, int64_t rows) {
   if (is_vector(entry.member))
-    arena.take(&(into.*entry.member), entry.dtype, {entry.rows});
+    arena.take(&(into.*entry.member), entry.dtype, {rows});
   else if (entry.columns > 0)
-    arena.take(&(into.*entry.member), entry.dtype, {entry.rows, entry.columns});
+    arena.take(&(into.*entry.member), entry.dtype, {rows, entry.columns});
+}
+
+// A layer keeps what its group says, unless its backward has no use for it: inputs of linears without trained
+// parameters.
+KeptTensors useful(KeptTensors kept, const LayerWeights& w) {
+  const auto drop_unless = [&](bool needed, Kept group) {
+    if (!needed) kept.groups[static_cast<size_t>(group)] = false;
+  };
+  drop_unless(w.qkv.needs_input(), Kept::attention_norm);
+  drop_unless(w.gate_up.needs_input(), Kept::mlp_norm);
+  drop_unless(w.down.needs_input(), Kept::swiglu);
+  return kept;
 }
 
 }  // namespace
 
-Recompute parse_recompute(const std::string& word) {
-  for (int i = 0; i < 3; ++i)
-    if (word == kRecomputeNames[i]) return static_cast<Recompute>(i);
-  fail_usage("--recompute {}: unknown; choose none, cheap, block or auto", word);
-}
-
-const char* name_of(Recompute recompute) { return kRecomputeNames[static_cast<int>(recompute)]; }
-
 Activations::Activations(const LlamaConfig& config, const Weights& weights, int64_t max_tokens,
-                         int64_t max_sequences, bool training, Recompute recompute, DType act, DType stat)
+                         int64_t max_sequences, bool training, const Recompute& recompute, int64_t mlp_tile,
+                         DType act, DType stat)
     : max_tokens_(max_tokens),
       max_sequences_(max_sequences),
       training_(training),
       recompute_(recompute),
       num_heads_(config.num_heads),
+      hidden_(config.hidden_size),
+      query_width_(config.query_width()),
       weights_(weights),
       blocks_(training ? static_cast<size_t>(config.num_layers) : 1) {
-  const int64_t tokens = max_tokens, hidden = config.hidden_size;
-  for (const Entry& entry : entries(config, weights, tokens, act, stat)) {
-    const bool kept = training && (entry.always_kept || recompute < entry.dropped_at);
-    if (!kept)
-      take_entry(arena, shared_, entry);
-    else
-      for (BlockActivations& block : blocks_) take_entry(arena, block, entry);
-  }
-  arena.take(&delta_, act, {tokens, hidden});
-  arena.take(&final_x_, act, {tokens, hidden});
-  arena.take(&final_normed_, act, {tokens, hidden});
+  const int64_t tokens = max_tokens, tile = std::min(max_tokens, mlp_tile);
+  take_blocks(config, tile, act, stat);
+  arena.take(&passing_, act, {tokens, std::max(hidden_, query_width_)});
+  arena.take(&final_x_, act, {tokens, hidden_});
+  arena.take(&final_normed_, act, {tokens, hidden_});
   arena.take(&final_reciprocal_, stat, {tokens});
   arena.take(&nll_, stat, {tokens});
   arena.take(&ids_, DType::i32, {tokens});
@@ -91,12 +92,32 @@ Activations::Activations(const LlamaConfig& config, const Weights& weights, int6
   arena.take(&positions_, DType::i32, {tokens});
   arena.take(&offsets_, DType::i64, {max_sequences + 1});
   if (!training) return;
-  arena.take(&backward_.d_x, act, {tokens, hidden});
-  arena.take(&backward_.d_normed, act, {tokens, hidden});
+  arena.take(&backward_.d_x, act, {tokens, hidden_});
   arena.take(&backward_.d_qkv, act, {tokens, config.qkv_width()});
-  arena.take(&backward_.d_attention, act, {tokens, config.query_width()});
-  arena.take(&backward_.d_gate_up, act, {tokens, 2 * config.intermediate_size});
-  arena.take(&backward_.d_swiglu, act, {tokens, config.intermediate_size});
+  arena.take(&backward_.d_swiglu, act, {tile, config.intermediate_size});
+}
+
+void Activations::take_blocks(const LlamaConfig& config, int64_t mlp_tile, DType act, DType stat) {
+  const auto layers = static_cast<int64_t>(blocks_.size());
+  for (int64_t layer = 0; layer < layers; ++layer) {
+    const auto i = static_cast<size_t>(layer);
+    if (training_) blocks_[i].kept = useful(recompute_.at(layer, layers), weights_.layers[i]);
+  }
+  x_slots_.resize(static_cast<size_t>(recompute_.offload && training_ ? kSlots : layers));
+  for (Tensor& x : x_slots_) arena.take(&x, act, {max_tokens_, hidden_});
+  host_x_.resize(static_cast<size_t>(layers));
+  for (int64_t layer = 0; offloads(layer); ++layer)
+    host.take(&host_x_[static_cast<size_t>(layer)], act, {max_tokens_, hidden_});
+
+  for (const Entry& entry : entries(config, weights_, max_tokens_, mlp_tile, act, stat)) {
+    bool all_keep = true;
+    for (BlockActivations& block : blocks_)
+      if (training_ && (!entry.group || block.kept[*entry.group]))
+        take_entry(arena, block, entry, entry.rows);
+      else
+        all_keep = false;
+    if (!all_keep) take_entry(arena, shared_, entry, entry.shared_rows);
+  }
 }
 
 BlockActivations Activations::block(int64_t layer, int64_t tokens) const {
@@ -107,28 +128,35 @@ BlockActivations Activations::block(int64_t layer, int64_t tokens) const {
     return own.*member ? own.*member : shared_.*member;
   };
   // Dense for this batch, whatever shape the memory was laid out for.
-  const auto dense = [&](Tensor B::*member, int64_t rows, int64_t columns) {
-    const Tensor& memory = whole(member);
+  const auto dense = [](const Tensor& memory, int64_t rows, int64_t columns) {
     return columns == 0 ? Tensor{} : Tensor(memory.data, memory.dtype, {rows, columns}, memory.device);
   };
+  const auto rows_of = [&](Tensor B::*member) { return std::min(tokens, whole(member).rows()); };
   B result;
-  for (const auto member : {&B::x, &B::attention_normed, &B::attention_reciprocal, &B::qkv, &B::attention,
-                            &B::x_mid, &B::mlp_normed, &B::mlp_reciprocal, &B::gate_up, &B::swiglu})
-    result.*member = whole(member).row_slice(0, tokens);
-  result.lse = dense(&B::lse, num_heads_, tokens);
-  result.qkv_u = dense(&B::qkv_u, tokens, weights.qkv.total_rank);
-  result.output_u = dense(&B::output_u, tokens, weights.output.total_rank);
-  result.gate_up_u = dense(&B::gate_up_u, tokens, weights.gate_up.total_rank);
-  result.down_u = dense(&B::down_u, tokens, weights.down.total_rank);
+  result.kept = own.kept;
+  result.x = x_slots_[static_cast<size_t>(layer) % x_slots_.size()].row_slice(0, tokens);
+  for (const auto member : {&B::attention_normed, &B::attention_reciprocal, &B::qkv, &B::attention, &B::x_mid,
+                            &B::mlp_normed, &B::mlp_reciprocal, &B::gate_up, &B::swiglu})
+    result.*member = whole(member).row_slice(0, rows_of(member));
+  result.lse = dense(whole(&B::lse), num_heads_, tokens);
+  result.qkv_u = dense(whole(&B::qkv_u), tokens, weights.qkv.total_rank);
+  result.output_u = dense(whole(&B::output_u), tokens, weights.output.total_rank);
+  if (weights.gate_up.total_rank > 0)
+    result.gate_up_u = dense(whole(&B::gate_up_u), rows_of(&B::gate_up_u), weights.gate_up.total_rank);
+  result.down_u = dense(whole(&B::down_u), tokens, weights.down.total_rank);
+  result.delta = dense(passing_, tokens, hidden_);
   return result;
 }
 
 BackwardScratch Activations::backward(int64_t tokens) const {
-  BackwardScratch result;
-  using B = BackwardScratch;
-  for (const auto member : {&B::d_x, &B::d_normed, &B::d_qkv, &B::d_attention, &B::d_gate_up, &B::d_swiglu})
-    result.*member = (backward_.*member).row_slice(0, tokens);
-  return result;
+  const auto passing = [&](int64_t columns) {
+    return Tensor(passing_.data, passing_.dtype, {tokens, columns}, passing_.device);
+  };
+  return {.d_x = backward_.d_x.row_slice(0, tokens),
+          .d_normed = passing(hidden_),
+          .d_qkv = backward_.d_qkv.row_slice(0, tokens),
+          .d_attention = passing(query_width_),
+          .d_swiglu = backward_.d_swiglu.row_slice(0, std::min(tokens, backward_.d_swiglu.rows()))};
 }
 
 }  // namespace sinklora

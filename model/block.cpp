@@ -1,5 +1,7 @@
 #include "model/block.h"
 
+#include <algorithm>
+
 namespace sinklora {
 namespace {
 
@@ -13,39 +15,94 @@ struct Heads {
   Tensor q, k, v, qk;
 };
 
+// Rows [begin, begin + rows) of what the MLP works on; a tensor that is one tile is used from its first row.
+struct MlpTile {
+  MlpTile(const BlockActivations& a, int64_t begin, int64_t rows) {
+    const int64_t tokens = a.x.rows();
+    const auto part = [&](const Tensor& whole) {
+      return whole ? whole.row_slice(whole.rows() == tokens ? begin : 0, rows) : Tensor{};
+    };
+    normed = part(a.mlp_normed), gate_up = part(a.gate_up), gate_up_u = part(a.gate_up_u);
+    swiglu = part(a.swiglu), down_u = part(a.down_u), delta = part(a.delta);
+  }
+  Tensor normed, gate_up, gate_up_u, swiglu, down_u, delta;
+};
+
+template <class Work>
+void for_each_tile(int64_t tokens, int64_t tile, Work&& work) {
+  for (int64_t begin = 0; begin < tokens; begin += tile) work(begin, std::min(tile, tokens - begin));
+}
+
+// qkv and attention of a block whose a.attention_normed is there.
+void qkv_forward(Ops& ops, const PassContext& pass, const LayerWeights& w, const BlockActivations& a) {
+  ops.linear_forward(a.qkv, a.qkv_u, a.attention_normed, w.qkv.linear());  // [T, (Hq + 2 Hkv) D]
+  ops.rope(Heads(pass.config, a.qkv).qk, pass.sequences.positions, pass.cosines, pass.sines,
+           pass.config.head_dim, false);
+}
+void attention_forward(Ops& ops, const PassContext& pass, const BlockActivations& a) {
+  const Heads heads(pass.config, a.qkv);
+  ops.attention_forward(a.attention, a.lse, heads.q, heads.k, heads.v, pass.sequences, pass.pattern,
+                        pass.config.head_dim);
+}
+// a.x_mid = a.x + output(a.attention), and its norm.
+void output_forward(Ops& ops, const PassContext& pass, const LayerWeights& w, const BlockActivations& a) {
+  ops.linear_forward(a.delta, a.output_u, a.attention, w.output.linear());  // [T, H]
+  ops.residual_rmsnorm_forward(a.x_mid, a.mlp_normed, a.mlp_reciprocal, a.x, a.delta, w.mlp_norm.value,
+                               pass.config.rms_norm_eps);
+}
+
+// What the backward needs of the attention part and the MLP's norm, and is not there.
+void rebuild(Ops& ops, const PassContext& pass, const LayerWeights& w, const BlockActivations& a) {
+  if (!a.kept[Kept::qkv]) {
+    if (!a.kept[Kept::attention_norm])
+      ops.rmsnorm_rebuild(a.attention_normed, a.x, a.attention_reciprocal, w.attention_norm.value);
+    qkv_forward(ops, pass, w, a);
+  }
+  if (!a.kept[Kept::attention]) attention_forward(ops, pass, a);
+  if (!a.kept[Kept::x_mid])
+    output_forward(ops, pass, w, a);
+  else if (!a.kept[Kept::mlp_norm] && (!a.kept[Kept::gate_up] || w.gate_up.needs_input()))
+    ops.rmsnorm_rebuild(a.mlp_normed, a.x_mid, a.mlp_reciprocal, w.mlp_norm.value);
+}
+
+// x_out = x_mid + down(swiglu(gate_up(norm(x_mid)))): from g.d_x to g.d_normed.
+void mlp_backward(Ops& ops, const PassContext& pass, const LayerWeights& w, const BlockActivations& a,
+                  const BackwardScratch& g) {
+  for_each_tile(a.x.rows(), pass.mlp_tile, [&](int64_t begin, int64_t rows) {
+    const MlpTile t(a, begin, rows);
+    const Tensor d_swiglu = g.d_swiglu.row_slice(0, rows), d_gate_up = t.gate_up;  // in place
+    if (!a.kept[Kept::gate_up]) ops.linear_forward(t.gate_up, t.gate_up_u, t.normed, w.gate_up.linear());
+    if (!a.kept[Kept::swiglu] && w.down.needs_input()) ops.swiglu_forward(t.swiglu, t.gate_up);
+    ops.linear_backward(d_swiglu, w.down.gradient(), g.d_x.row_slice(begin, rows), t.swiglu, t.down_u,
+                        w.down.linear());
+    ops.swiglu_backward(d_gate_up, d_swiglu, t.gate_up);
+    ops.linear_backward(g.d_normed.row_slice(begin, rows), w.gate_up.gradient(), d_gate_up, t.normed,
+                        t.gate_up_u, w.gate_up.linear());
+  });
+}
+
 }  // namespace
 
 void block_forward(Ops& ops, const PassContext& pass, const LayerWeights& w, const BlockActivations& a,
-                   const Tensor& previous, const Tensor& previous_delta, const Tensor& delta) {
-  const LlamaConfig& c = pass.config;
-  const Heads heads(c, a.qkv);
+                   const Tensor& previous, const Tensor& previous_delta) {
   ops.residual_rmsnorm_forward(a.x, a.attention_normed, a.attention_reciprocal, previous, previous_delta,
-                               w.attention_norm.value, c.rms_norm_eps);    // [T, H]
-  ops.linear_forward(a.qkv, a.qkv_u, a.attention_normed, w.qkv.linear());  // [T, (Hq + 2 Hkv) D]
-  ops.rope(heads.qk, pass.sequences.positions, pass.cosines, pass.sines, c.head_dim, false);
-  ops.attention_forward(a.attention, a.lse, heads.q, heads.k, heads.v, pass.sequences, pass.pattern,
-                        c.head_dim);
-  ops.linear_forward(delta, a.output_u, a.attention, w.output.linear());  // [T, H]
-  ops.residual_rmsnorm_forward(a.x_mid, a.mlp_normed, a.mlp_reciprocal, a.x, delta, w.mlp_norm.value,
-                               c.rms_norm_eps);
-  ops.linear_forward(a.gate_up, a.gate_up_u, a.mlp_normed, w.gate_up.linear());  // [T, 2F]
-  ops.swiglu_forward(a.swiglu, a.gate_up);                                       // [T, F]
-  ops.linear_forward(delta, a.down_u, a.swiglu, w.down.linear());                // [T, H]
+                               w.attention_norm.value, pass.config.rms_norm_eps);  // [T, H]
+  qkv_forward(ops, pass, w, a);                                                    // [T, (Hq + 2 Hkv) D]
+  attention_forward(ops, pass, a);                                                 // [T, Hq D]
+  output_forward(ops, pass, w, a);                                                 // [T, H]
+  for_each_tile(a.x.rows(), pass.mlp_tile, [&](int64_t begin, int64_t rows) {
+    const MlpTile t(a, begin, rows);
+    ops.linear_forward(t.gate_up, t.gate_up_u, t.normed, w.gate_up.linear());  // [tile, 2F]
+    ops.swiglu_forward(t.swiglu, t.gate_up);                                   // [tile, F]
+    ops.linear_forward(t.delta, t.down_u, t.swiglu, w.down.linear());          // [tile, H]
+  });
 }
 
 void block_backward(Ops& ops, const PassContext& pass, const LayerWeights& w, const BlockActivations& a,
-                    const BackwardScratch& g, const Tensor& delta, Recompute recompute, bool input_gradient) {
+                    const BackwardScratch& g, bool input_gradient) {
   const LlamaConfig& c = pass.config;
-  if (recompute == Recompute::block) block_forward(ops, pass, w, a, a.x, {}, delta);
-  if (recompute == Recompute::cheap) ops.swiglu_forward(a.swiglu, a.gate_up);
-
-  // x_out = x_mid + down(swiglu(gate_up(norm(x_mid))))
-  ops.linear_backward(g.d_swiglu, w.down.gradient(), g.d_x, a.swiglu, a.down_u, w.down.linear());
-  ops.swiglu_backward(g.d_gate_up, g.d_swiglu, a.gate_up);
-  if (recompute == Recompute::cheap)
-    ops.rmsnorm_rebuild(a.mlp_normed, a.x_mid, a.mlp_reciprocal, w.mlp_norm.value);
-  ops.linear_backward(g.d_normed, w.gate_up.gradient(), g.d_gate_up, a.mlp_normed, a.gate_up_u,
-                      w.gate_up.linear());
+  rebuild(ops, pass, w, a);
+  mlp_backward(ops, pass, w, a, g);
   ops.rmsnorm_backward(g.d_x, w.mlp_norm.gradient, g.d_normed, a.x_mid, a.mlp_reciprocal, w.mlp_norm.value);
 
   // x_mid = x + output(attention(rope(qkv(norm(x)))))
@@ -54,7 +111,7 @@ void block_backward(Ops& ops, const PassContext& pass, const LayerWeights& w, co
   ops.attention_backward(d_heads.q, d_heads.k, d_heads.v, g.d_attention, heads.q, heads.k, heads.v,
                          a.attention, a.lse, pass.sequences, pass.pattern, c.head_dim);
   ops.rope(d_heads.qk, pass.sequences.positions, pass.cosines, pass.sines, c.head_dim, true);
-  if (recompute == Recompute::cheap)
+  if (!a.kept[Kept::attention_norm] && w.qkv.needs_input())
     ops.rmsnorm_rebuild(a.attention_normed, a.x, a.attention_reciprocal, w.attention_norm.value);
   const bool need_normed = input_gradient || w.attention_norm.gradient;
   ops.linear_backward(need_normed ? g.d_normed : Tensor{}, w.qkv.gradient(), g.d_qkv, a.attention_normed,

@@ -12,17 +12,18 @@ struct PassContext {
   AttentionPattern pattern;
   SequenceView sequences;
   Tensor cosines, sines;  // stat [P, D / 2]
+  int64_t mlp_tile;       // tokens that the MLP takes at a time
 };
 
-// x = previous + delta enters the block (x = previous where delta is empty); the block's attention part is
-// added into a.x_mid, and its MLP part is left in `delta` for the next norm to add.
+// x = previous + previous_delta enters the block (x = previous where the delta is empty); the block's
+// attention part is added into a.x_mid, and its MLP part is left in a.delta for the next norm to add.
 void block_forward(Ops& ops, const PassContext& pass, const LayerWeights& w, const BlockActivations& a,
-                   const Tensor& previous, const Tensor& previous_delta, const Tensor& delta);
+                   const Tensor& previous, const Tensor& previous_delta);
 
 // g.d_x holds the gradient of the block's output and is turned into that of its input; parameter gradients
-// are added. Activations that `recompute` drops are computed again first. `input_gradient` false: nothing in
-// front of the block is trained.
+// are added. Activations that a.kept leaves out are computed again where they are needed. `input_gradient`
+// false: nothing in front of the block is trained.
 void block_backward(Ops& ops, const PassContext& pass, const LayerWeights& w, const BlockActivations& a,
-                    const BackwardScratch& g, const Tensor& delta, Recompute recompute, bool input_gradient);
+                    const BackwardScratch& g, bool input_gradient);
 
 }  // namespace sinklora

@@ -7,26 +7,56 @@
 
 namespace sinklora {
 
+namespace {
+
+// Scratch is laid out for documents of this many tokens; a batch of many shorter ones makes it grow.
+constexpr int64_t kUsualDocument = 1024;
+
+PassShape shape_of(const LlamaConfig& c, const ModelOptions& model, const Weights& weights,
+                   const PassOptions& pass) {
+  PassShape shape{.tokens = pass.max_tokens,
+                  .sequences = std::min(pass.max_sequences, pass.max_tokens / kUsualDocument + 8),
+                  .hidden = c.hidden_size,
+                  .vocabulary = c.vocab_size,
+                  .widest = std::max({c.qkv_width(), 2 * c.intermediate_size, c.hidden_size}),
+                  .num_heads = c.num_heads,
+                  .num_kv_heads = c.num_kv_heads,
+                  .head_dim = c.head_dim,
+                  .largest_weight = std::max(c.vocab_size, 2 * c.intermediate_size) * c.hidden_size,
+                  .weight_dtype = model.frozen_dtype,
+                  .pattern = pass.pattern,
+                  .training = pass.training};
+  for (const LayerWeights& layer : weights.layers)
+    for (const Projection* linear : {&layer.qkv, &layer.output, &layer.gate_up, &layer.down})
+      shape.rank = std::max(shape.rank, linear->total_rank);
+  return shape;
+}
+
+}  // namespace
+
 Llama::Llama(Ops& ops, const LlamaConfig& config, const ModelOptions& model, const PassOptions& pass)
     : ops_(ops),
       config_(config),
       options_(pass),
       weights_(config, model, ops.activation_dtype(), ops.statistic_dtype()),
+      shape_(shape_of(config, model, weights_, pass)),
       activations_(config, weights_, pass.max_tokens, pass.max_sequences, pass.training, pass.recompute,
-                   ops.activation_dtype(), ops.statistic_dtype()),
+                   pass.mlp_tile, ops.activation_dtype(), ops.statistic_dtype()),
       train_embedding_(model.train_embeddings || model.train_all) {
   tables_.take(&cosines_, ops.statistic_dtype(), {pass.max_context, config.head_dim / 2});
   tables_.take(&sines_, ops.statistic_dtype(), {pass.max_context, config.head_dim / 2});
 }
 
 std::vector<const Arena*> Llama::arenas() const {
-  return {&weights_.frozen,  &weights_.trained,   &weights_.gradients,
-          &weights_.moments, &activations_.arena, &tables_};
+  return {&weights_.frozen,   &weights_.trained, &weights_.gradients, &weights_.moments, &activations_.arena,
+          &activations_.host, &tables_};
 }
 
 void Llama::allocate() {
   weights_.allocate(ops_);
   activations_.arena.allocate(ops_);
+  activations_.host.allocate(ops_);
+  ops_.reserve_scratch(shape_);
   tables_.allocate(ops_);
   const RopeTable table = make_rope_table(config_, options_.max_context);
   const auto put = [&](const Tensor& to, const std::vector<double>& numbers) {
@@ -54,24 +84,25 @@ PassContext Llama::start(const Batch& batch, const AttentionPattern& pattern) {
   ops_.upload(activations_.targets(batch.tokens()), batch.targets.data());
   ops_.upload(view.positions, batch.positions.data());
   ops_.upload(view.offsets, batch.offsets.data());
-  return {config_, pattern, view, cosines_, sines_};
+  return {config_, pattern, view, cosines_, sines_, options_.mlp_tile};
 }
 
 void Llama::forward(const Batch& batch, const PassContext& pass) {
   const int64_t tokens = batch.tokens();
-  const Tensor delta = activations_.delta(tokens);
   Tensor previous = activations_.block(0, tokens).x,
          previous_delta;  // the first block's input needs no addition
   ops_.embedding_forward(previous, weights_.embedding.value, activations_.ids(tokens));
   for (int64_t layer = 0; layer < config_.num_layers; ++layer) {
     const BlockActivations a = activations_.block(layer, tokens);
-    block_forward(ops_, pass, weights_.layers[static_cast<size_t>(layer)], a, previous, previous_delta,
-                  delta);
+    const int slot = Activations::slot(layer);
+    if (activations_.offloads(layer - Activations::kSlots)) ops_.finish_transfer(slot);
+    block_forward(ops_, pass, weights_.layers[static_cast<size_t>(layer)], a, previous, previous_delta);
+    if (activations_.offloads(layer)) ops_.start_offload(activations_.host_x(layer), a.x, slot);
     previous = a.x_mid;
-    previous_delta = delta;
+    previous_delta = a.delta;
   }
   ops_.residual_rmsnorm_forward(activations_.final_x(tokens), activations_.final_normed(tokens),
-                                activations_.final_reciprocal(tokens), previous, delta,
+                                activations_.final_reciprocal(tokens), previous, previous_delta,
                                 weights_.final_norm.value, config_.rms_norm_eps);
 }
 
@@ -97,13 +128,23 @@ double Llama::accumulate_gradients(const Batch& batch, const AttentionPattern& p
   ops_.zero(g.d_x);
   ops_.rmsnorm_backward(g.d_x, weights_.final_norm.gradient, g.d_normed, activations_.final_x(tokens),
                         activations_.final_reciprocal(tokens), weights_.final_norm.value);
-  for (int64_t layer = config_.num_layers - 1; layer >= 0; --layer)
-    block_backward(ops_, pass, weights_.layers[static_cast<size_t>(layer)], activations_.block(layer, tokens),
-                   g, activations_.delta(tokens), activations_.recompute(), layer > 0 || train_embedding_);
-  if (train_embedding_) ops_.embedding_backward(weights_.embedding.gradient, g.d_x, activations_.ids(tokens));
-
+  backward(batch, pass, g);
   const auto losses = download_numbers<double>(ops_, nll);
   return std::accumulate(losses.begin(), losses.end(), 0.0);
+}
+
+void Llama::backward(const Batch& batch, const PassContext& pass, const BackwardScratch& g) {
+  const int64_t tokens = batch.tokens();
+  for (int64_t layer = config_.num_layers - 1; layer >= 0; --layer) {
+    if (activations_.offloads(layer)) ops_.finish_transfer(Activations::slot(layer));
+    // The next layer's input comes back while this one computes, into the buffer of the layer before.
+    if (activations_.offloads(layer - 1))
+      ops_.start_fetch(activations_.block(layer - 1, tokens).x, activations_.host_x(layer - 1),
+                       Activations::slot(layer - 1));
+    block_backward(ops_, pass, weights_.layers[static_cast<size_t>(layer)], activations_.block(layer, tokens),
+                   g, layer > 0 || train_embedding_);
+  }
+  if (train_embedding_) ops_.embedding_backward(weights_.embedding.gradient, g.d_x, activations_.ids(tokens));
 }
 
 void Llama::zero_gradients() {

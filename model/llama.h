@@ -16,7 +16,9 @@ struct PassOptions {
   int64_t max_sequences = 1;  // of a batch
   int64_t max_context = 0;    // of one sequence: length of the RoPE tables
   bool training = false;
-  Recompute recompute = Recompute::none;
+  Recompute recompute = Recompute::none();
+  AttentionPattern pattern{};   // of training, for which scratch memory is laid out
+  int64_t mlp_tile = kMlpTile;  // tokens that the MLP takes at a time: decides the order of sums
 };
 
 class Llama {
@@ -24,8 +26,9 @@ class Llama {
   // Lays out all memory and allocates nothing; `config.rope` is the scaling in force.
   Llama(Ops& ops, const LlamaConfig& config, const ModelOptions& model, const PassOptions& pass);
 
-  // What allocate() will take, by arena.
+  // What allocate() will take: these arenas, and the backend's scratch memory.
   std::vector<const Arena*> arenas() const;
+  int64_t scratch_bytes() const { return ops_.scratch_bytes(shape_); }
   void allocate();
 
   const LlamaConfig& config() const { return config_; }
@@ -43,11 +46,13 @@ class Llama {
  private:
   PassContext start(const Batch& batch, const AttentionPattern& pattern);
   void forward(const Batch& batch, const PassContext& pass);  // up to the final norm
+  void backward(const Batch& batch, const PassContext& pass, const BackwardScratch& g);  // below it
 
   Ops& ops_;
   LlamaConfig config_;
   PassOptions options_;
   Weights weights_;
+  PassShape shape_;
   Activations activations_;
   Arena tables_{"RoPE tables"};
   Tensor cosines_, sines_;

@@ -38,7 +38,8 @@ LoadedModel load_for_inference(const InferenceOptions& options) {
   loaded.ops = make_ops(options.device, options.precision);
   const int64_t tokens = options.context * options.batch;
   loaded.llama = std::make_unique<Llama>(
-      *loaded.ops, config, model, PassOptions{tokens, tokens, options.context, false, Recompute::none});
+      *loaded.ops, config, model,
+      PassOptions{.max_tokens = tokens, .max_sequences = tokens, .max_context = options.context});
   loaded.llama->allocate();
   loaded.llama->weights().load(*loaded.ops, directory);
   loaded.llama->weights().load_adapter(*loaded.ops, adapter);

@@ -277,6 +277,14 @@ Json config_of(const Adapter& adapter, double alpha, const std::string& base_mod
           {"layers_pattern", nullptr}};
 }
 
+// Embedding and head are one matrix, written twice.
+bool holds_tied_matrix(const Adapter& adapter) {
+  const auto embedding = adapter.replaced.find("model.embed_tokens.weight");
+  const auto head = adapter.replaced.find("lm_head.weight");
+  return embedding != adapter.replaced.end() && head != adapter.replaced.end() &&
+         embedding->second.data == head->second.data;
+}
+
 }  // namespace
 
 AdapterLayout read_adapter_layout(const fs::path& directory) {
@@ -325,7 +333,9 @@ void write_adapter(const fs::path& directory, const Adapter& adapter, double alp
     add(module.name + ".lora_B.weight", module.b);
   }
   for (const auto& [name, tensor] : adapter.replaced) add(name, tensor);
-  const Json config = config_of(adapter, alpha, base_model_path);
+  Json config = config_of(adapter, alpha, base_model_path);
+  // Without it PEFT warns and unties them when it merges. Only where it matters: older PEFT does not know it.
+  if (holds_tied_matrix(adapter)) config["ensure_weight_tying"] = true;
   write_safetensors(directory / kWeightsFile, tensors);
   write_text_atomically(directory / kConfigFile, config.dump(2) + "\n");
 }

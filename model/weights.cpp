@@ -180,6 +180,7 @@ void Weights::take_projection(Projection* projection, const std::string& layer,
   for (Projection::Part& part : parts) part.module = layer + part.module;
   projection->parts = std::move(parts);
   const Projection::Part& last = projection->parts.back();
+  projection->trained = options_.train_all;
   take(&projection->weight, options_.train_all, {last.row_begin + last.rows, in}, true);
   projection->b.reserve(projection->parts.size());  // the arena keeps pointers to the elements
   for (const Projection::Part& part : projection->parts) {

@@ -49,6 +49,7 @@ struct Projection {
   };
   std::vector<Part> parts;
   int64_t total_rank = 0;  // R
+  bool trained = false;    // the matrix itself
   Weight weight;           // [out, in]
   Weight a;                // [R, in], the A of every adapter behind one another
   std::vector<Weight> b;   // [rows of the part, rank]
@@ -57,6 +58,8 @@ struct Projection {
 
   Linear linear() const { return {weight.value, adapters}; }
   LinearGradient gradient() const { return {weight.gradient, adapter_gradients}; }
+  // Whether its backward reads its input.
+  bool needs_input() const { return trained || total_rank > 0; }
 };
 
 struct LayerWeights {

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds with CUDA and runs the tests that need a GPU: the doctest suites whose names begin with "gpu".
+# Builds with CUDA and runs the tests that need a GPU; arguments go to them (-tc="*attention*", --help).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 compiler=$(scripts/find_nvcc.sh) || {
@@ -10,5 +10,5 @@ if ! nvidia-smi -L 2>/dev/null | grep -q '^GPU'; then
   echo "test-gpu: no GPU is visible (nvidia-smi lists none); 'make test' runs everything that needs none" >&2
   exit 1
 fi
-CUDACXX=$compiler scripts/build.sh cuda
-exec build-cuda/sinklora_tests --test-suite='gpu*'
+CUDACXX=$compiler scripts/build.sh cuda sinklora_gpu_tests
+exec build-cuda/sinklora_gpu_tests "$@"

@@ -1,7 +1,9 @@
 // Runs the built program as a user's shell would.
 #pragma once
 
+#include <signal.h>
 #include <sys/wait.h>
+#include <unistd.h>
 
 #include <cstdio>
 #include <memory>
@@ -27,5 +29,39 @@ inline ProgramRun run_program(const std::string& arguments) {
   run.exit_code = WIFEXITED(status) ? WEXITSTATUS(status) : -1;
   return run;
 }
+
+// The program under way, silent. It does not outlive this object.
+class RunningProgram {
+ public:
+  explicit RunningProgram(const std::string& arguments) {
+    const std::string command = "exec '" SINKLORA_PROGRAM "' " + arguments + " >/dev/null 2>&1 </dev/null";
+    process_ = ::fork();
+    if (process_ < 0) throw std::runtime_error("cannot fork");
+    if (process_ > 0) return;
+    ::execl("/bin/sh", "sh", "-c", command.c_str(), nullptr);
+    ::_exit(127);
+  }
+  ~RunningProgram() { kill(); }
+  RunningProgram(const RunningProgram&) = delete;
+  RunningProgram& operator=(const RunningProgram&) = delete;
+
+  bool running() {
+    if (process_ > 0 && ::waitpid(process_, &status_, WNOHANG) == process_) process_ = 0;
+    return process_ > 0;
+  }
+  // Whether it was still running: false when it had come to its end before.
+  bool kill() {
+    if (process_ > 0) {
+      ::kill(process_, SIGKILL);
+      ::waitpid(process_, &status_, 0);
+      process_ = 0;
+    }
+    return WIFSIGNALED(status_) && WTERMSIG(status_) == SIGKILL;
+  }
+
+ private:
+  pid_t process_ = 0;
+  int status_ = 0;
+};
 
 }  // namespace sinklora::test

@@ -11,6 +11,8 @@ namespace sinklora {
 struct StepBench {
   std::string shape = "llama2-7b";  // llama2-7b, llama3-8b, smollm2-135m
   int64_t context = 8192, batch = 1;
+  bool offload = false;
+  double memory_limit = 0;  // GiB, for recompute "auto"
   AttentionOptions attention;
   std::string trainable = "lora+", recompute = "none", device = "cuda", precision = "bf16";
   int64_t warmup = 2, steps = 5;

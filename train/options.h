@@ -38,6 +38,8 @@ struct TrainOptions {
   std::string on_nonfinite = "stop";  // stop, skip
   // Machine
   std::string device = "cpu", precision = "fp32", recompute = "auto";
+  bool offload = false;       // block inputs wait in host memory; `auto` also does it when it must
+  double memory_limit = 0.0;  // GiB of the device that the run may take; 0: what is free
   // Output
   std::filesystem::path out;
   std::string resume = "auto";  // auto, never, or a checkpoint directory

@@ -1,32 +1,125 @@
+#include <algorithm>
+#include <cmath>
+
 #include "kernels/backend.h"
 #include "train/trainer.h"
 
 namespace sinklora {
 namespace {
 
-// Everything that is not in an arena: code, the libraries' buffers, the loader's batches and the head's
-// logits chunk.
-constexpr int64_t kProcessBytes = int64_t{256} << 20;
+constexpr double kGiB = 1024.0 * 1024.0 * 1024.0;
 
-MemoryPlan lay_out(const TrainOptions& options, const TrainSetup& setup, Ops& ops, Recompute recompute) {
-  const Llama model(ops, setup.config, setup.model,
-                    {setup.max_tokens, setup.max_tokens, options.context, true, recompute});
+// What is in no arena and no scratch memory. On the CPU: code, libraries, the loader's batches. On a GPU: code
+// and handles; its context is no longer free memory when the plan is made.
+constexpr int64_t kProcessBytes = int64_t{128} << 20, kGpuProcessBytes = int64_t{16} << 20;
+
+MemoryPlan lay_out(const TrainOptions& options, const TrainSetup& setup, Ops& ops,
+                   const Recompute& recompute) {
+  const Llama model(ops, setup.config, setup.model, pass_options(options, setup, recompute));
   MemoryPlan plan;
   plan.recompute = recompute;
-  for (const Arena* arena : model.arenas()) plan.lines.push_back({arena->name(), arena->bytes()});
-  plan.lines.push_back({"program and libraries", kProcessBytes});
+  for (const Arena* arena : model.arenas()) {
+    const bool host = arena->place() == Arena::Place::host && ops.device() != Device::cpu;
+    if (host)
+      plan.host_total += arena->bytes();
+    else if (arena->bytes() > 0)
+      plan.lines.push_back({arena->name(), arena->bytes()});
+  }
+  plan.lines.push_back({"scratch of the operations", model.scratch_bytes()});
+  plan.lines.push_back(
+      {"program and libraries", ops.device() == Device::cpu ? kProcessBytes : kGpuProcessBytes});
   for (const MemoryLine& line : plan.lines) plan.total += line.bytes;
   plan.available = available_memory(options.device);
+  if (options.memory_limit > 0)
+    plan.available = std::min(plan.available, static_cast<int64_t>(options.memory_limit * kGiB));
+  // Page-locked memory is taken from everyone else on the machine: no more than three quarters of what is
+  // free.
+  plan.host_available = plan.host_total > 0 ? available_memory("cpu") / 4 * 3 : 0;
   return plan;
+}
+
+// Mean keys that a query of a full row sees.
+double visible_keys(const TrainOptions& options, const TrainSetup& setup) {
+  constexpr int64_t kSampled = 257;  // queries of a row
+  double keys = 0;
+  for (int64_t head = 0; head < setup.config.num_heads; ++head)
+    for (int64_t n = 0; n < kSampled; ++n) {
+      const RangePair seen =
+          key_ranges(setup.pattern, head, n * (options.context - 1) / (kSampled - 1), options.context);
+      for (const Range& range : {seen.first, seen.second})
+        keys += static_cast<double>(std::max<int64_t>(0, range.end - range.begin));
+    }
+  return keys / static_cast<double>(kSampled * setup.config.num_heads);
+}
+
+bool memory_bound(Kept group) {
+  return group == Kept::attention_norm || group == Kept::mlp_norm || group == Kept::swiglu;
 }
 
 }  // namespace
 
+// Bytes of activations in bf16. A GEMM counts its operations; attention runs at about half of a GEMM's rate;
+// a byte moved costs what about 250 operations do (700 TFLOP/s beside 2.8 TB/s).
+std::vector<KeptChoice> kept_choices(const TrainOptions& options, const TrainSetup& setup) {
+  constexpr double kByte = 250, kAttention = 2;
+  const LlamaConfig& c = setup.config;
+  const auto h = static_cast<double>(c.hidden_size), q = static_cast<double>(c.query_width());
+  const auto qkv = static_cast<double>(c.qkv_width()), f = static_cast<double>(c.intermediate_size);
+  const double norm = 4 * h * kByte;
+  std::vector<KeptChoice> choices{{Kept::attention_norm, 2 * h, norm},
+                                  {Kept::mlp_norm, 2 * h, norm},
+                                  {Kept::swiglu, 2 * f, 6 * f * kByte},
+                                  {Kept::qkv, 2 * qkv, 2 * h * qkv + norm + 4 * qkv * kByte},
+                                  {Kept::attention, 2 * q + 4 * static_cast<double>(c.num_heads),
+                                   kAttention * 4 * q * visible_keys(options, setup)},
+                                  {Kept::x_mid, 2 * h, 2 * q * h + 2 * norm},
+                                  {Kept::gate_up, 4 * f, 4 * h * f}};
+  std::sort(choices.begin(), choices.end(),
+            [](const KeptChoice& a, const KeptChoice& b) { return a.cost() < b.cost(); });
+  return choices;
+}
+
+PassOptions pass_options(const TrainOptions& options, const TrainSetup& setup, const Recompute& recompute) {
+  return {.max_tokens = setup.max_tokens,
+          .max_sequences = setup.max_tokens,
+          .max_context = options.context,
+          .training = true,
+          .recompute = recompute,
+          .pattern = setup.pattern};
+}
+
 MemoryPlan plan_memory(const TrainOptions& options, const TrainSetup& setup, Ops& ops) {
-  if (options.recompute != "auto") return lay_out(options, setup, ops, parse_recompute(options.recompute));
-  for (const Recompute recompute : {Recompute::none, Recompute::cheap})
-    if (MemoryPlan plan = lay_out(options, setup, ops, recompute); plan.fits()) return plan;
-  return lay_out(options, setup, ops, Recompute::block);
+  const auto planned = [&](const Recompute& recompute) { return lay_out(options, setup, ops, recompute); };
+  if (options.recompute != "auto") {
+    Recompute recompute = parse_recompute(options.recompute);
+    recompute.offload = options.offload;
+    return planned(recompute);
+  }
+  Recompute recompute = Recompute::none();
+  recompute.offload = options.offload;
+  MemoryPlan plan = planned(recompute);
+  const int64_t layers = setup.config.num_layers;
+  for (const KeptChoice& choice : kept_choices(options, setup)) {
+    if (plan.fits()) break;
+    if (!memory_bound(choice.group) && !recompute.offload && ops.device() != Device::cpu) {
+      recompute.offload = true;
+      const MemoryPlan offloaded = planned(recompute);
+      recompute.offload = offloaded.host_total <= offloaded.host_available;
+      if (recompute.offload) plan = offloaded;
+      if (plan.fits()) break;
+    }
+    // The most layers that can keep it. The first that drops it needs the shared buffer instead, so that
+    // memory is linear from none to all but one.
+    recompute[choice.group] = layers - 1;
+    const int64_t most = planned(recompute).total;
+    recompute[choice.group] = 0;
+    plan = planned(recompute);
+    if (!plan.fits() || most <= plan.total) continue;
+    recompute[choice.group] =
+        std::min(layers - 1, (plan.available - plan.total) * (layers - 1) / (most - plan.total));
+    plan = planned(recompute);
+  }
+  return plan;
 }
 
 MemoryPlan plan_memory(const TrainOptions& options) {

@@ -52,11 +52,6 @@ std::string tokenizer_hash(const fs::path& model) {
   }
 }
 
-std::unique_ptr<Dataset> open_data(const TrainOptions& options, const fs::path& path, int64_t vocab_size) {
-  return open_dataset(path, {options.context, vocab_size, options.separate_documents,
-                             tokenizer_hash(options.model), options.force_tokenizer});
-}
-
 void prepare_output(const TrainOptions& options) {
   std::error_code error;
   fs::create_directories(options.out, error);
@@ -70,12 +65,11 @@ void prepare_output(const TrainOptions& options) {
 class Trainer {
  public:
   explicit Trainer(const TrainOptions& options)
-      : options_(options),
-        setup_(resolve(options)),
-        ops_(make_ops(options.device, options.precision)),
-        data_(open_data(options, options.data, setup_.config.vocab_size)) {
-    if (!options.eval_data.empty())
-      eval_data_ = open_data(options, options.eval_data, setup_.config.vocab_size);
+      : options_(options), setup_(resolve(options)), ops_(make_ops(options.device, options.precision)) {
+    const DatasetOptions dataset{options.context, setup_.config.vocab_size, options.separate_documents,
+                                 tokenizer_hash(options.model), options.force_tokenizer};
+    data_ = open_dataset(options.data, dataset);
+    if (!options.eval_data.empty()) eval_data_ = open_dataset(options.eval_data, dataset);
     fingerprint_ = fingerprint(options, data_->hash());
     const int64_t samples_per_step = options.batch * options.accumulate;
     steps_ = options.steps > 0
@@ -129,9 +123,8 @@ class Trainer {
       fail(ExitCode::does_not_fit,
            "this run needs {}, {} are available; `sinklora plan` with the same options says where it goes",
            format_bytes(static_cast<double>(plan.total)), format_bytes(static_cast<double>(plan.available)));
-    model_ = std::make_unique<Llama>(
-        *ops_, setup_.config, setup_.model,
-        PassOptions{setup_.max_tokens, setup_.max_tokens, options_.context, true, plan.recompute});
+    model_ = std::make_unique<Llama>(*ops_, setup_.config, setup_.model,
+                                     pass_options(options_, setup_, plan.recompute));
     model_->allocate();
     const auto seed = static_cast<uint64_t>(options_.seed);
     if (options_.init == "random")
@@ -149,8 +142,9 @@ class Trainer {
     say("steps      {} of {} x {} samples ({:.2f} epochs)\n", steps_, options_.accumulate, options_.batch,
         static_cast<double>(steps_ * options_.accumulate * options_.batch) /
             static_cast<double>(data_->size()));
-    say("memory     {} in arenas and libraries, recompute {}\n\n",
-        format_bytes(static_cast<double>(plan.total)), name_of(plan.recompute));
+    say("memory     {} of {}; {}\n\n", format_bytes(static_cast<double>(plan.total)),
+        format_bytes(static_cast<double>(plan.available)),
+        describe(plan.recompute, setup_.config.num_layers));
   }
 
   void resume() {

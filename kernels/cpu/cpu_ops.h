@@ -46,6 +46,13 @@ class CpuOps final : public Ops {
   void zero(const Tensor& to) override;
   void copy(const Tensor& to, const Tensor& from) override;
   void synchronize() override {}
+  void* allocate_host(int64_t bytes) override { return allocate(bytes); }
+  void release_host(void* memory) override { release(memory); }
+  void start_offload(void* host, const Tensor& from, int slot) override;
+  void start_fetch(const Tensor& to, const void* host, int slot) override;
+  void finish_transfer(int) override {}
+  int64_t scratch_bytes(const PassShape& shape) const override;
+  void reserve_scratch(const PassShape&) override {}
 
   void embedding_forward(const Tensor& out, const Tensor& table, const Tensor& ids) override;
   void embedding_backward(const Tensor& d_table, const Tensor& d_out, const Tensor& ids) override;
@@ -78,6 +85,9 @@ class CpuOps final : public Ops {
              const Tensor& v, const AdamWStep& step) override;
   double sum_of_squares(const Tensor& x) override;
   using Ops::sum_of_squares;
+
+  // What head_cross_entropy takes of this: the most of all ops.
+  int64_t head_scratch_bytes(int64_t tokens, int64_t vocabulary, int64_t width, bool gradients) const;
 
  private:
   // Runs a kernel, a generic lambda over a value of the compute type.
@@ -124,6 +134,7 @@ constexpr int64_t kParallelElements = 8192;
 template <class T>
 class WeightPanels {
  public:
+  static constexpr int64_t kPanelElements = 2 << 20;  // 8 MiB of floats
   WeightPanels(const Tensor& weight, Scratch& scratch);
   int64_t count() const { return count_; }
   int64_t begin(int64_t panel) const { return panel * rows_; }

@@ -99,6 +99,11 @@ void chunk(const Head<T>& head, const Tensor& weight, const int64_t* rows, int64
 
 }  // namespace
 
+int64_t CpuOps::head_scratch_bytes(int64_t tokens, int64_t vocabulary, int64_t width, bool gradients) const {
+  const int64_t rows = std::min(kChunk, tokens), panel = WeightPanels<float>::kPanelElements;
+  return (rows * (gradients ? vocabulary : panel / width) + 2 * rows * width + panel) * size_of(compute_);
+}
+
 void CpuOps::head_cross_entropy(const Tensor& nll, const Tensor& d_hidden, const Tensor& d_weight,
                                 const Tensor& hidden, const Tensor& weight, const Tensor& targets,
                                 double loss_scale) {

@@ -110,7 +110,6 @@ void* Scratch::bytes(int64_t wanted) {
 
 template <class T>
 WeightPanels<T>::WeightPanels(const Tensor& weight, Scratch& scratch) : weight_(weight) {
-  constexpr int64_t kPanelElements = 2 << 20;  // 8 MiB of floats
   const int64_t panels = std::max<int64_t>(1, (weight.size() + kPanelElements - 1) / kPanelElements);
   rows_ = ((weight.rows() + panels - 1) / panels + 15) / 16 * 16;
   count_ = rows_ == 0 ? 0 : (weight.rows() + rows_ - 1) / rows_;
@@ -141,6 +140,13 @@ void* CpuOps::allocate(int64_t bytes) {
   return memory;
 }
 void CpuOps::release(void* memory) { std::free(memory); }
+
+void CpuOps::start_offload(void* host, const Tensor& from, int) { download(host, from); }
+void CpuOps::start_fetch(const Tensor& to, const void* host, int) { upload(to, host); }
+
+int64_t CpuOps::scratch_bytes(const PassShape& shape) const {
+  return head_scratch_bytes(shape.tokens, shape.vocabulary, shape.hidden, shape.training);
+}
 
 void CpuOps::upload(const Tensor& to, const void* host) {
   expect_contiguous(to, "upload");

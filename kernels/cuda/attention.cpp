@@ -29,11 +29,12 @@ struct Workspace {
   int* turn;
   int64_t turn_bytes, tile_slots, chunk, sink_columns, bytes = 0;
 
-  Workspace(void* base, const AttentionShape& shape, const AttentionPattern& pattern)
+  Workspace(void* base, const AttentionShape& shape, const AttentionPattern& pattern, AttentionKernel kernel)
       : base_(static_cast<char*>(base)) {
-    const bool on_tensor_cores = shape.dtype == DType::bf16;
-    const int64_t sinks = on_tensor_cores ? pattern.num_sinks : 0;
-    tile_slots = on_tensor_cores ? shape.tokens / query_tile + shape.sequences : 0;
+    // Only Hopper's kernel adds across blocks; mma needs delta alone, plain nothing.
+    const bool adds = kernel == AttentionKernel::wgmma;
+    const int64_t sinks = adds ? pattern.num_sinks : 0;
+    tile_slots = adds ? shape.tokens / query_tile + shape.sequences : 0;
     // Long enough that the parts stay small, short enough that there are blocks for every multiprocessor.
     chunk = round_up(std::max<int64_t>(512, shape.tokens / 16), query_tile * 2);
     const int64_t chunk_slots = sinks > 0 ? shape.tokens / chunk + shape.sequences : 0;
@@ -65,15 +66,24 @@ int device_capability() {  // 90: compute capability 9.0
   return major * 10 + minor;
 }
 
-void check_supported(DType dtype, int64_t head_dim) {
-  if (attention_supported(dtype, head_dim)) return;
+// The kernel that runs, where one was not asked for.
+AttentionKernel chosen(AttentionKernel kernel, DType dtype) {
+  if (kernel != AttentionKernel::automatic) return kernel;
+  if (dtype == DType::f32) return AttentionKernel::plain;
+  return device_capability() == 90 ? AttentionKernel::wgmma : AttentionKernel::mma;
+}
+
+void check_supported(DType dtype, int64_t head_dim, AttentionKernel kernel) {
+  if (attention_supported(dtype, head_dim, kernel)) return;
   if (head_dim != 64 && head_dim != 128)
     fail_input("attention on the GPU: head_dim {} is not supported; 64 and 128 are", head_dim);
   if (dtype != DType::bf16 && dtype != DType::f32)
     fail_input("attention on the GPU: {} is not supported; bf16 and f32 are", name_of(dtype));
   const int capability = device_capability();
-  fail_input("attention on the GPU: bf16 needs compute capability 9.0 (H100, H200), this device has {}.{}",
-             capability / 10, capability % 10);
+  fail_input("attention on the GPU: {} needs compute capability {}, this device has {}.{}",
+             kernel == AttentionKernel::wgmma ? "this kernel" : "bf16",
+             kernel == AttentionKernel::wgmma ? "9.0 (H100, H200)" : "8.0 or later", capability / 10,
+             capability % 10);
 }
 
 // Sinks beyond one group, or without groups at all, change nothing: every query sees them in its own run.
@@ -141,8 +151,9 @@ int64_t heads_at_once(const AttentionShape& shape, const AttentionPattern& patte
 template <class T>
 void set_gradient_arguments(AttentionGradientArguments<T>& a, const Tensor& d_q, const Tensor& d_k,
                             const Tensor& d_v, const Tensor& d_out, const AttentionShape& shape,
-                            void* workspace, int64_t workspace_bytes, cudaStream_t stream) {
-  const Workspace w(workspace, shape, a.pattern);
+                            void* workspace, int64_t workspace_bytes, cudaStream_t stream,
+                            AttentionKernel kernel) {
+  const Workspace w(workspace, shape, a.pattern, kernel);
   if (w.bytes > workspace_bytes)
     fail_internal("attention backward: a workspace of {} bytes where {} are needed", workspace_bytes,
                   w.bytes);
@@ -168,42 +179,58 @@ void set_gradient_arguments(AttentionGradientArguments<T>& a, const Tensor& d_q,
 
 }  // namespace
 
-bool attention_supported(DType dtype, int64_t head_dim) {
+bool attention_supported(DType dtype, int64_t head_dim, AttentionKernel kernel) {
   if (head_dim != 64 && head_dim != 128) return false;
-  return dtype == DType::f32 || (dtype == DType::bf16 && device_capability() == 90);
+  if (dtype == DType::f32) return chosen(kernel, dtype) == AttentionKernel::plain;
+  if (dtype != DType::bf16) return false;
+  switch (chosen(kernel, dtype)) {
+    case AttentionKernel::wgmma:
+      return device_capability() == 90;
+    case AttentionKernel::mma:
+      return device_capability() >= 80;
+    default:
+      return true;
+  }
 }
 
 void attention_forward(const Tensor& out, const Tensor& lse, const Tensor& q, const Tensor& k,
                        const Tensor& v, const SequenceView& sequences, const AttentionPattern& pattern,
-                       int64_t head_dim, cudaStream_t stream) {
-  check_supported(q.dtype, head_dim);
+                       int64_t head_dim, cudaStream_t stream, AttentionKernel kernel) {
+  check_supported(q.dtype, head_dim, kernel);
   const AttentionShape shape = shape_of(q, k, sequences, head_dim);
   if (shape.tokens == 0 || sequences.count == 0) return;
-  if (shape.dtype == DType::f32)
+  kernel = chosen(kernel, shape.dtype);
+  if (kernel == AttentionKernel::plain)
     return plain_attention_forward(out, lse, q, k, v, sequences, pattern, head_dim, stream);
   AttentionArguments<uint16_t> a;
   set_arguments(a, out, lse, q, k, v, sequences, pattern, shape);
-  forward_tensor_core(a, head_dim, stream);
+  kernel == AttentionKernel::wgmma ? forward_tensor_core(a, head_dim, stream)
+                                   : forward_mma(a, head_dim, stream);
 }
 
-int64_t attention_backward_workspace(const AttentionShape& shape, const AttentionPattern& pattern) {
-  return Workspace(nullptr, shape, without_idle_sinks(pattern)).bytes;
+int64_t attention_backward_workspace(const AttentionShape& shape, const AttentionPattern& pattern,
+                                     AttentionKernel kernel) {
+  return Workspace(nullptr, shape, without_idle_sinks(pattern), chosen(kernel, shape.dtype)).bytes;
 }
 
 void attention_backward(const Tensor& d_q, const Tensor& d_k, const Tensor& d_v, const Tensor& d_out,
                         const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out,
                         const Tensor& lse, const SequenceView& sequences, const AttentionPattern& pattern,
-                        int64_t head_dim, void* workspace, int64_t workspace_bytes, cudaStream_t stream) {
-  check_supported(q.dtype, head_dim);
+                        int64_t head_dim, void* workspace, int64_t workspace_bytes, cudaStream_t stream,
+                        AttentionKernel kernel) {
+  check_supported(q.dtype, head_dim, kernel);
   const AttentionShape shape = shape_of(q, k, sequences, head_dim);
   if (shape.tokens == 0 || sequences.count == 0) return;
-  if (shape.dtype == DType::f32)
+  kernel = chosen(kernel, shape.dtype);
+  if (kernel == AttentionKernel::plain)
     return plain_attention_backward(d_q, d_k, d_v, d_out, q, k, v, out, lse, sequences, pattern, head_dim,
                                     stream);
   AttentionGradientArguments<uint16_t> a;
   set_arguments(a, out, lse, q, k, v, sequences, pattern, shape);
-  set_gradient_arguments(a, d_q, d_k, d_v, d_out, shape, workspace, workspace_bytes, stream);
-  backward_prepare(a, head_dim, stream);
+  set_gradient_arguments(a, d_q, d_k, d_v, d_out, shape, workspace, workspace_bytes, stream, kernel);
+  backward_delta(a, head_dim, stream);
+  if (kernel == AttentionKernel::mma) return backward_mma(a, head_dim, stream);
+  backward_sinks(a, head_dim, stream);
   backward_tensor_core(a, head_dim, stream);
   backward_finish_sinks(a, head_dim, stream);
 }

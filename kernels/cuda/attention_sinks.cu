@@ -233,7 +233,7 @@ __global__ void __launch_bounds__(2 * D) finish_kernel(AttentionGradientArgument
 }
 
 template <int SINKS, int D>
-void launch_sinks(const AttentionGradientArguments<uint16_t>& a, cudaStream_t stream) {
+void launch_sinks_of(const AttentionGradientArguments<uint16_t>& a, cudaStream_t stream) {
   constexpr int shared = SinkShared<D>::bytes(SINKS);
   check_attention(
       cudaFuncSetAttribute(sinks_kernel<SINKS, D>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared),
@@ -245,16 +245,20 @@ void launch_sinks(const AttentionGradientArguments<uint16_t>& a, cudaStream_t st
 }
 
 template <int D>
-void prepare(const AttentionGradientArguments<uint16_t>& a, cudaStream_t stream) {
+void launch_delta(const AttentionGradientArguments<uint16_t>& a, cudaStream_t stream) {
   const int64_t rows_per_block = delta_threads / (D / 8);
   const unsigned blocks = attention_blocks((a.tokens * a.num_heads + rows_per_block - 1) / rows_per_block,
                                            "attention backward, delta");
   delta_kernel<D><<<blocks, delta_threads, 0, stream>>>(a);
   check_attention(cudaGetLastError(), "attention backward, delta");
+}
+
+template <int D>
+void launch_sinks(const AttentionGradientArguments<uint16_t>& a, cudaStream_t stream) {
   if (a.pattern.num_sinks > 16)
-    launch_sinks<64, D>(a, stream);
+    launch_sinks_of<64, D>(a, stream);
   else if (a.pattern.num_sinks > 0)
-    launch_sinks<16, D>(a, stream);
+    launch_sinks_of<16, D>(a, stream);
 }
 
 template <int D>
@@ -268,8 +272,11 @@ void finish(const AttentionGradientArguments<uint16_t>& a, cudaStream_t stream) 
 
 }  // namespace
 
-void backward_prepare(const AttentionGradientArguments<uint16_t>& a, int64_t head_dim, cudaStream_t stream) {
-  head_dim == 64 ? prepare<64>(a, stream) : prepare<128>(a, stream);
+void backward_delta(const AttentionGradientArguments<uint16_t>& a, int64_t head_dim, cudaStream_t stream) {
+  head_dim == 64 ? launch_delta<64>(a, stream) : launch_delta<128>(a, stream);
+}
+void backward_sinks(const AttentionGradientArguments<uint16_t>& a, int64_t head_dim, cudaStream_t stream) {
+  head_dim == 64 ? launch_sinks<64>(a, stream) : launch_sinks<128>(a, stream);
 }
 void backward_finish_sinks(const AttentionGradientArguments<uint16_t>& a, int64_t head_dim,
                            cudaStream_t stream) {

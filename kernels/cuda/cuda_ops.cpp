@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "kernels/cuda/attention.h"
 #include "kernels/cuda_backend.h"
 
 namespace sinklora {
@@ -29,7 +30,13 @@ void* allocate_device(int64_t bytes) {
 
 PinnedMemory allocate_pinned(int64_t bytes) {
   void* memory = nullptr;
-  SINKLORA_CUDA(cudaHostAlloc(&memory, static_cast<size_t>(bytes), cudaHostAllocDefault));
+  const cudaError_t code = cudaHostAlloc(&memory, static_cast<size_t>(bytes), cudaHostAllocDefault);
+  if (code == cudaErrorMemoryAllocation) {
+    static_cast<void>(cudaGetLastError());  // this error is handled
+    fail(ExitCode::does_not_fit, "{} bytes of page-locked host memory were asked for and are not there",
+         bytes);
+  }
+  check(code, "cudaHostAlloc");
   return PinnedMemory(memory);
 }
 
@@ -81,7 +88,9 @@ CudaOps::CudaOps(DType activation, int device_index) : activation_(activation) {
   SINKLORA_CUDA(cudaSetDevice(device_index));
   SINKLORA_CUDA(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
   gemm_ = std::make_unique<cuda::Gemm>(stream_);
-  for (cudaEvent_t& event : sent_) SINKLORA_CUDA(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
+  SINKLORA_CUDA(cudaStreamCreateWithFlags(&transfers_, cudaStreamNonBlocking));
+  for (cudaEvent_t* event : {&sent_[0], &sent_[1], &computed_, &transferred_[0], &transferred_[1]})
+    SINKLORA_CUDA(cudaEventCreateWithFlags(event, cudaEventDisableTiming));
   fault_.reset(cuda::allocate_device(sizeof(cuda::Fault)));
   SINKLORA_CUDA(cudaMemsetAsync(fault_.get(), 0, sizeof(cuda::Fault), stream_));
   staging_ = cuda::allocate_pinned(2 * cuda::kStaging);
@@ -91,8 +100,11 @@ CudaOps::CudaOps(DType activation, int device_index) : activation_(activation) {
 // A destructor must not throw: errors of a lost context were thrown by whoever waited last.
 CudaOps::~CudaOps() {
   static_cast<void>(cudaStreamSynchronize(stream_));
+  static_cast<void>(cudaStreamSynchronize(transfers_));
   gemm_.reset();
-  for (cudaEvent_t event : sent_) static_cast<void>(cudaEventDestroy(event));
+  for (cudaEvent_t event : {sent_[0], sent_[1], computed_, transferred_[0], transferred_[1]})
+    static_cast<void>(cudaEventDestroy(event));
+  static_cast<void>(cudaStreamDestroy(transfers_));
   static_cast<void>(cudaStreamDestroy(stream_));
 }
 
@@ -171,6 +183,27 @@ void CudaOps::copy(const Tensor& to, const Tensor& from) {
 
 void CudaOps::synchronize() { wait(); }
 
+void* CudaOps::allocate_host(int64_t bytes) { return cuda::allocate_pinned(bytes).release(); }
+void CudaOps::release_host(void* memory) {
+  static_cast<void>(cudaFreeHost(memory));
+}  // called by destructors
+
+void CudaOps::start_transfer(void* to, const void* from, int64_t bytes, cudaMemcpyKind kind, int slot) {
+  SINKLORA_CUDA(cudaEventRecord(computed_, stream_));
+  SINKLORA_CUDA(cudaStreamWaitEvent(transfers_, computed_));
+  SINKLORA_CUDA(cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), kind, transfers_));
+  SINKLORA_CUDA(cudaEventRecord(transferred_[slot], transfers_));
+}
+void CudaOps::start_offload(void* host, const Tensor& from, int slot) {
+  cuda::expect_contiguous(from, "start_offload");
+  start_transfer(host, from.data, from.bytes(), cudaMemcpyDeviceToHost, slot);
+}
+void CudaOps::start_fetch(const Tensor& to, const void* host, int slot) {
+  cuda::expect_contiguous(to, "start_fetch");
+  start_transfer(to.data, host, to.bytes(), cudaMemcpyHostToDevice, slot);
+}
+void CudaOps::finish_transfer(int slot) { SINKLORA_CUDA(cudaStreamWaitEvent(stream_, transferred_[slot])); }
+
 void CudaOps::wait() {
   auto* const fault = static_cast<cuda::Fault*>(answer_.get());
   SINKLORA_CUDA(cudaMemcpyAsync(fault, fault_.get(), sizeof *fault, cudaMemcpyDeviceToHost, stream_));
@@ -194,7 +227,34 @@ Tensor CudaOps::converted(const Tensor& weight) {
   return copy;
 }
 
-int64_t CudaOps::scratch_bytes() const {
+CudaOps::ScratchNeeds CudaOps::scratch_needs(const PassShape& s) const {
+  ScratchNeeds needs{cuda::head_scratch_bytes(s.tokens, s.vocabulary), 0};
+  if (s.rank > 0)
+    needs.ops = std::max(needs.ops, cuda::linear_scratch_bytes(s.tokens, s.widest, s.rank, activation_));
+  if (s.training)
+    needs.ops = std::max(needs.ops, cuda::attention_backward_workspace({.dtype = activation_,
+                                                                        .tokens = s.tokens,
+                                                                        .sequences = s.sequences,
+                                                                        .num_heads = s.num_heads,
+                                                                        .num_kv_heads = s.num_kv_heads,
+                                                                        .head_dim = s.head_dim},
+                                                                       s.pattern));
+  if (s.weight_dtype != activation_) needs.weight = s.largest_weight * size_of(activation_);
+  return needs;
+}
+
+int64_t CudaOps::scratch_bytes(const PassShape& shape) const {
+  const ScratchNeeds needs = scratch_needs(shape);
+  return needs.ops + needs.weight + gemm_->workspace_bytes();
+}
+
+void CudaOps::reserve_scratch(const PassShape& shape) {
+  const ScratchNeeds needs = scratch_needs(shape);
+  scratch_.reserve(needs.ops);
+  weights_.reserve(needs.weight);
+}
+
+int64_t CudaOps::scratch_held() const {
   return scratch_.capacity() + weights_.capacity() + gemm_->workspace_bytes();
 }
 

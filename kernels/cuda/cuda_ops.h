@@ -28,6 +28,13 @@ class CudaOps final : public Ops {
   void zero(const Tensor& to) override;
   void copy(const Tensor& to, const Tensor& from) override;
   void synchronize() override;
+  void* allocate_host(int64_t bytes) override;
+  void release_host(void* memory) override;
+  void start_offload(void* host, const Tensor& from, int slot) override;
+  void start_fetch(const Tensor& to, const void* host, int slot) override;
+  void finish_transfer(int slot) override;
+  int64_t scratch_bytes(const PassShape& shape) const override;
+  void reserve_scratch(const PassShape& shape) override;
 
   void embedding_forward(const Tensor& out, const Tensor& table, const Tensor& ids) override;
   void embedding_backward(const Tensor& d_table, const Tensor& d_out, const Tensor& ids) override;
@@ -65,12 +72,19 @@ class CudaOps final : public Ops {
   // The algorithms that cuBLASLt chose so far, one line per shape.
   std::string describe_plans() const { return gemm_->describe_plans(); }
   // Scratch memory held now, cuBLASLt's own included.
-  int64_t scratch_bytes() const;
+  int64_t scratch_held() const;
 
  private:
   // The weight in the activations' type: itself, or a copy in scratch memory that is good until the next
   // call.
   Tensor converted(const Tensor& weight);
+  // What the ops of a pass share, and room for the largest converted weight.
+  struct ScratchNeeds {
+    int64_t ops, weight;
+  };
+  ScratchNeeds scratch_needs(const PassShape& shape) const;
+  // A copy in the transfer stream, after the ops so far.
+  void start_transfer(void* to, const void* from, int64_t bytes, cudaMemcpyKind kind, int slot);
   // Waits for the stream; throws what a kernel reported.
   void wait();
 
@@ -82,6 +96,8 @@ class CudaOps final : public Ops {
   cuda::PinnedMemory staging_;  // two halves in turn: the host fills one while the other travels
   cuda::PinnedMemory answer_;   // a Fault and a double
   cudaEvent_t sent_[2] = {};
+  cudaStream_t transfers_ = nullptr;
+  cudaEvent_t computed_ = nullptr, transferred_[2] = {};
   int next_half_ = 0;
 };
 
@@ -92,6 +108,10 @@ void expect(const Tensor& tensor, std::string_view name, DType dtype, int64_t ro
 // A frozen weight: the activations' type, bf16 or f32.
 void expect_weight(const Tensor& tensor, std::string_view name, int64_t rows, int64_t columns);
 void expect_contiguous(const Tensor& tensor, std::string_view name);
+
+// What single ops take of the scratch memory.
+int64_t head_scratch_bytes(int64_t tokens, int64_t vocabulary);
+int64_t linear_scratch_bytes(int64_t tokens, int64_t out, int64_t rank, DType activation);
 
 // Element by element between float types, in the stream (copy.cu).
 void launch_conversion(const Tensor& to, const Tensor& from, cudaStream_t stream);

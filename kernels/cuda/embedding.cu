@@ -1,10 +1,14 @@
 // Rows of a table by token id: out[t] = table[ids[t]], and d_table[ids[t]] += d_out[t] in the order of t.
 // out, d_out [T, H] in bf16 or f32; table [V, H] in bf16 or f32; d_table [V, H] in f32; ids [T] in i32.
-// Forward moves 2 T H elements: a block per token. Backward: the tokens are sorted by id with a stable radix
-// sort (CUB), so that equal ids become neighbours in the order of t; then every block that stands at the
-// first token of an id adds that id's rows one after the other. Moves T H elements of d_out and each touched
-// row of d_table twice. Launch of the backward: a block per token and 512 columns; all but those at the first
-// token of an id leave at once.
+// Forward moves 2 T H elements: a block per token.
+//
+// Backward: the tokens are sorted by id with a stable radix sort (CUB), so that equal ids become neighbours
+// in the order of t, a run. A block adds up kChunk neighbours; what belongs to a run that begins in the chunk
+// goes to d_table, what belongs to one begun before to a place of the chunk in scratch, and a second kernel
+// adds these to the run's row in order. So an id that fills a tenth of a text is no longer than one that
+// occurs once, and the order of every sum follows from the ids alone. Moves T H elements of d_out, each
+// touched row of d_table twice, and for long runs a row of f32 in kChunk twice. Launch of the backward: a
+// block per chunk and slice of columns; a thread asks for 8 rows at once.
 #include <bit>
 #include <cub/device/device_radix_sort.cuh>
 
@@ -16,8 +20,9 @@ namespace cuda {
 namespace {
 
 constexpr int64_t kMostThreads = 512;
-constexpr int kColumnThreads = 64;  // of a block of the backward
 constexpr int kThreads = 256;
+constexpr int kColumnThreads = 128;      // of a block of the backward
+constexpr int kChunk = 16, kAtOnce = 8;  // sorted tokens
 
 template <class Out, class In, int N>
 __global__ void embedding_kernel(Out* out, const In* table, const int32_t* ids, int64_t hidden,
@@ -52,29 +57,99 @@ __global__ void number_tokens_kernel(int32_t* numbers, const int32_t* ids, int64
     report(fault, Fault::token_id, token, ids[token], vocabulary);
 }
 
+// The tokens in the order of their ids, and where the sums go.
+struct Sorted {
+  const int32_t *ids, *order;
+  int64_t tokens, hidden, vocabulary;
+  float* table;
+  int64_t table_stride;
+  float* carried;  // [chunks, H]: sums of the first tokens of a chunk, whose run began before it
+
+  __device__ bool continues(int64_t n) const { return n > 0 && ids[n] == ids[n - 1]; }
+  // Another id was reported: nothing of it is added.
+  __device__ bool known(int32_t id) const { return id >= 0 && id < vocabulary; }
+};
+// A block's place: a chunk and the first column of this thread.
+struct Place {
+  int64_t chunk, column;
+};
+template <int N>
+__device__ __forceinline__ Place own_place(int64_t hidden) {
+  const int64_t slices = (hidden + kColumnThreads * N - 1) / (kColumnThreads * N);
+  return {blockIdx.x / slices, (blockIdx.x % slices * kColumnThreads + threadIdx.x) * N};
+}
+
 template <class T, int N>
-__global__ void embedding_backward_kernel(float* d_table, const T* d_out, const int32_t* ids,
-                                          const int32_t* order, int64_t tokens, int64_t hidden,
-                                          int64_t table_stride, int64_t out_stride, int64_t vocabulary,
-                                          int64_t blocks_per_row) {
-  const int64_t first = static_cast<int64_t>(blockIdx.x) / blocks_per_row;
-  const int32_t id = ids[first];
-  if ((first > 0 && ids[first - 1] == id) || id < 0 || id >= vocabulary) return;
-  const int64_t c = (static_cast<int64_t>(blockIdx.x) % blocks_per_row * kColumnThreads +
-                     static_cast<int64_t>(threadIdx.x)) *
-                    N;
-  if (c >= hidden) return;
-  float* const to = d_table + id * table_stride + c;
-  float sum[N];
-  for (int i = 0; i < N; ++i) sum[i] = to[i];
-  int64_t last = first + 1;
-  while (last < tokens && ids[last] == id) ++last;
-#pragma unroll 4
-  for (int64_t n = first; n < last; ++n) {
-    const Pack<T, N> pack = load<N>(d_out + order[n] * out_stride + c);
-    for (int i = 0; i < N; ++i) sum[i] += to_float(pack.values[i]);
+__global__ void __launch_bounds__(kColumnThreads, 5)
+    embedding_backward_kernel(Sorted sorted, const T* d_out, int64_t out_stride) {
+  const Place own = own_place<N>(sorted.hidden);
+  if (own.column >= sorted.hidden) return;
+  const int64_t first = own.chunk * kChunk;
+  const int count = static_cast<int>(min(int64_t{kChunk}, sorted.tokens - first));
+  bool begun_before = sorted.continues(first);
+  Pack<float, N> sum{};
+#pragma unroll
+  for (int base = 0; base < kChunk; base += kAtOnce) {
+    // First all addresses, then all rows, then all sums: memory is waited for twice, not at every row.
+    int32_t id[kAtOnce + 1], token[kAtOnce];
+#pragma unroll
+    for (int i = 0; i <= kAtOnce; ++i) {
+      const int64_t n = min(first + base + i, sorted.tokens - 1);
+      id[i] = sorted.ids[n];
+      if (i < kAtOnce) token[i] = sorted.order[n];
+    }
+    const auto ends = [&](int i) { return base + i + 1 == count || id[i] != id[i + 1]; };
+    const auto row_of = [&](int i) { return sorted.table + id[i] * sorted.table_stride + own.column; };
+    Pack<T, N> rows[kAtOnce];
+    Pack<float, N> before[kAtOnce];
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      rows[i] = load<N>(d_out + token[i] * out_stride + own.column);
+      if (base + i < count && ends(i) && sorted.known(id[i])) before[i] = load<N>(row_of(i));
+    }
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      if (base + i >= count) break;
+      for (int n = 0; n < N; ++n) sum.values[n] += to_float(rows[i].values[n]);
+      if (!ends(i)) continue;
+      if (begun_before) {
+        store<N>(sorted.carried + own.chunk * sorted.hidden + own.column, sum);
+      } else if (sorted.known(id[i])) {
+        for (int n = 0; n < N; ++n) sum.values[n] += before[i].values[n];
+        store<N>(row_of(i), sum);
+      }
+      begun_before = false;
+      sum = {};
+    }
   }
-  for (int i = 0; i < N; ++i) to[i] = sum[i];
+}
+
+// d_table[id] += what was carried into the chunks over which the run of id goes on; by the first of them.
+template <int N>
+__global__ void __launch_bounds__(kColumnThreads) embedding_carry_kernel(Sorted sorted) {
+  const Place own = own_place<N>(sorted.hidden);
+  const int64_t first = own.chunk * kChunk;
+  const int32_t id = sorted.ids[first];
+  if (!sorted.continues(first) || !sorted.known(id)) return;
+  if (first > kChunk && sorted.ids[first - kChunk - 1] == id) return;  // begun before the chunk before
+  const bool inside = own.column < sorted.hidden;
+  float* const to = sorted.table + id * sorted.table_stride + own.column;
+  Pack<float, N> sum{};
+  if (inside) sum = load<N>(to);
+  for (int64_t chunk = own.chunk;; chunk += kWarp) {
+    const int64_t at = (chunk + threadIdx.x % kWarp) * kChunk;
+    const unsigned others = ~__ballot_sync(~0u, at < sorted.tokens && sorted.ids[at] == id);
+    const int count = others == 0 ? kWarp : __ffs(static_cast<int>(others)) - 1;
+    if (inside) {
+#pragma unroll 8
+      for (int i = 0; i < count; ++i) {
+        const Pack<float, N> part = load<N>(sorted.carried + (chunk + i) * sorted.hidden + own.column);
+        for (int n = 0; n < N; ++n) sum.values[n] += part.values[n];
+      }
+    }
+    if (count < kWarp) break;
+  }
+  if (inside) store<N>(to, sum);
 }
 
 }  // namespace
@@ -118,10 +193,13 @@ void CudaOps::embedding_backward(const Tensor& d_table, const Tensor& d_out, con
   SINKLORA_CUDA(cub::DeviceRadixSort::SortPairs(nullptr, sort_bytes, no_keys, no_values, no_values, no_values,
                                                 count, 0, bits, stream_));
   const int64_t list = cuda::Workspace::aligned(tokens * size_of(DType::i32));
-  scratch_.reserve(3 * list + cuda::Workspace::aligned(static_cast<int64_t>(sort_bytes)));
+  const int64_t chunks = (tokens + cuda::kChunk - 1) / cuda::kChunk;
+  const int64_t carried_bytes = cuda::Workspace::aligned(chunks * hidden * size_of(DType::f32));
+  scratch_.reserve(3 * list + carried_bytes + cuda::Workspace::aligned(static_cast<int64_t>(sort_bytes)));
   auto* const numbers = static_cast<int32_t*>(scratch_.take(list));
   auto* const sorted_ids = static_cast<int32_t*>(scratch_.take(list));
   auto* const order = static_cast<int32_t*>(scratch_.take(list));
+  auto* const carried = static_cast<float*>(scratch_.take(carried_bytes));
   void* const sort_memory = scratch_.take(static_cast<int64_t>(sort_bytes));
   const unsigned blocks = cuda::blocks_for((tokens + cuda::kThreads - 1) / cuda::kThreads, "tokens");
   cuda::number_tokens_kernel<<<blocks, cuda::kThreads, 0, stream_>>>(
@@ -129,17 +207,21 @@ void CudaOps::embedding_backward(const Tensor& d_table, const Tensor& d_out, con
   cuda::check_launch("number_tokens_kernel");
   SINKLORA_CUDA(cub::DeviceRadixSort::SortPairs(sort_memory, sort_bytes, ids.as<int32_t>(), sorted_ids,
                                                 numbers, order, count, 0, bits, stream_));
-  const bool packed = cuda::packable(d_out);
+  const cuda::Sorted sorted{sorted_ids,         order,  tokens, hidden, vocabulary, d_table.as<float>(),
+                            d_table.row_stride, carried};
+  // A thread takes 16 bytes of d_table, and as many elements of d_out.
+  const bool packed = cuda::packable(d_out) && cuda::packable(d_table);
   cuda::with_type(activation_, [&]<class T>(T) {
-    cuda::with_pack<T>(packed, [&]<int N>(std::integral_constant<int, N>) {
-      const int64_t per_row = (hidden + cuda::kColumnThreads * N - 1) / (cuda::kColumnThreads * N);
+    cuda::with_pack<float>(packed, [&]<int N>(std::integral_constant<int, N>) {
+      const int64_t slices = (hidden + cuda::kColumnThreads * N - 1) / (cuda::kColumnThreads * N);
+      const unsigned grid = cuda::blocks_for(chunks * slices, "tokens and columns");
       cuda::embedding_backward_kernel<T, N>
-          <<<cuda::blocks_for(tokens * per_row, "tokens and columns"), cuda::kColumnThreads, 0, stream_>>>(
-              d_table.as<float>(), d_out.as<T>(), sorted_ids, order, tokens, hidden, d_table.row_stride,
-              d_out.row_stride, vocabulary, per_row);
+          <<<grid, cuda::kColumnThreads, 0, stream_>>>(sorted, d_out.as<T>(), d_out.row_stride);
+      cuda::check_launch("embedding_backward_kernel");
+      cuda::embedding_carry_kernel<N><<<grid, cuda::kColumnThreads, 0, stream_>>>(sorted);
+      cuda::check_launch("embedding_carry_kernel");
     });
   });
-  cuda::check_launch("embedding_backward_kernel");
 }
 
 }  // namespace sinklora

@@ -84,16 +84,21 @@ __global__ void __launch_bounds__(kThreads)
       }
     }
     if constexpr (sizeof(T) < sizeof(float)) __syncthreads();
-    if (c < vocabulary) {
-      if constexpr (sizeof(result) == 8)
-        *reinterpret_cast<uint2*>(to + c) = *reinterpret_cast<const uint2*>(&result);
-      else
-        store<N>(to + c, result);
-    }
+    if (c < vocabulary) store<N>(to + c, result);
   }
 }
 
+int64_t chunk_rows(int64_t tokens, int64_t vocabulary) {
+  const int64_t wanted = kChunkBytes / (vocabulary * size_of(DType::f32)) / kRowStep * kRowStep;
+  return std::min(tokens, std::max(kRowStep, wanted));
+}
+
 }  // namespace
+
+int64_t head_scratch_bytes(int64_t tokens, int64_t vocabulary) {
+  return chunk_rows(tokens, vocabulary) * vocabulary * size_of(DType::f32);
+}
+
 }  // namespace cuda
 
 void CudaOps::head_cross_entropy(const Tensor& nll, const Tensor& d_hidden, const Tensor& d_weight,
@@ -107,10 +112,8 @@ void CudaOps::head_cross_entropy(const Tensor& nll, const Tensor& d_hidden, cons
   if (d_hidden) cuda::expect(d_hidden, "head d_hidden", activation_, tokens, width);
   if (d_weight) cuda::expect(d_weight, "head d_weight", DType::f32, vocabulary, width);
   if (tokens == 0) return;
-  const int64_t wanted =
-      cuda::kChunkBytes / (vocabulary * size_of(DType::f32)) / cuda::kRowStep * cuda::kRowStep;
-  const int64_t chunk = std::min(tokens, std::max(cuda::kRowStep, wanted));
-  scratch_.reserve(chunk * vocabulary * size_of(DType::f32));
+  const int64_t chunk = cuda::chunk_rows(tokens, vocabulary);
+  scratch_.reserve(cuda::head_scratch_bytes(tokens, vocabulary));
   const Tensor logits = scratch_.take(DType::f32, chunk, vocabulary);
   const Tensor matrix = converted(weight);
   Tensor d_logits = logits;

@@ -131,6 +131,12 @@ StackedB stacked_b(const Linear& linear, const Tensor& a, int64_t out, Workspace
 }
 
 }  // namespace
+
+int64_t linear_scratch_bytes(int64_t tokens, int64_t out, int64_t rank, DType activation) {
+  return Workspace::aligned(out * rank * size_of(activation)) +
+         Workspace::aligned(tokens * rank * size_of(activation));
+}
+
 }  // namespace cuda
 
 void CudaOps::linear_forward(const Tensor& y, const Tensor& u, const Tensor& x, const Linear& linear,

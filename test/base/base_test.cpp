@@ -10,6 +10,7 @@
 #include "base/files.h"
 #include "base/hash.h"
 #include "base/json.h"
+#include "base/machine.h"
 #include "base/random.h"
 #include "kernels/dtype.h"
 #include "test/temporary.h"
@@ -110,4 +111,30 @@ TEST_CASE("narrowing refuses to lose bits") {
   CHECK(narrow<int>(int64_t{5}, "x") == 5);
   CHECK_THROWS_AS(narrow<int>(int64_t{1} << 31, "x"), Error);
   CHECK_THROWS_AS(narrow<uint32_t>(-1, "x"), Error);
+}
+
+TEST_CASE("available memory is what a container has left, files it has read not counted") {
+  const TemporaryDirectory root;
+  const std::filesystem::path group = root / "sys/fs/cgroup";
+  std::filesystem::create_directories(root / "proc");
+  std::filesystem::create_directories(group);
+  const auto write = [](const std::filesystem::path& file, const std::string& text) {
+    std::ofstream(file) << text;
+  };
+  write(root / "proc/meminfo", "MemTotal:       1000 kB\nMemFree:  1 kB\nMemAvailable:    600 kB\n");
+  const auto available = [&] { return look_at_machine(root.path()).available_memory; };
+  CHECK(available() == 600 * 1024);  // no control groups at all
+  write(group / "memory.max", "max\n");
+  write(group / "memory.current", "300000\n");
+  CHECK(available() == 600 * 1024);
+  write(group / "memory.max", "500000\n");
+  CHECK(look_at_machine(root.path()).memory == 500000);
+  CHECK(available() == 200000);
+  write(group / "memory.stat", "anon 180000\nfile 120000\ninactive_file 70000\nactive_file 30000\n");
+  CHECK(available() == 300000);
+  write(group / "memory.current", "700000\n");  // above a limit that has just been lowered
+  CHECK(available() == 0);
+  write(group / "memory.current", "101000\n");
+  write(root / "proc/meminfo", "MemTotal: 1000 kB\nMemAvailable: 2 kB\n");  // others use the machine up
+  CHECK(available() == 2048);
 }

@@ -4,6 +4,7 @@
 #include <cuda_runtime.h>
 
 #include <cstring>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -63,6 +64,20 @@ inline AttentionPattern pattern_of(const std::string& name, int64_t heads, int64
   return {.group_size = group, .first_shifted_head = heads - heads / 4, .num_sinks = sinks};  // sf
 }
 
+using cuda::AttentionKernel;
+inline const char* name_of(AttentionKernel kernel) {
+  constexpr const char* names[] = {"automatic", "wgmma", "mma", "plain"};
+  return names[static_cast<size_t>(kernel)];
+}
+// Those of this device.
+inline std::vector<AttentionKernel> kernels_for(DType dtype, int64_t head_dim) {
+  if (dtype == DType::f32) return {AttentionKernel::plain};
+  std::vector<AttentionKernel> kernels;
+  for (const AttentionKernel kernel : {AttentionKernel::wgmma, AttentionKernel::mma})
+    if (cuda::attention_supported(dtype, head_dim, kernel)) kernels.push_back(kernel);
+  return kernels;
+}
+
 // Everything one attention call reads and writes, on the device. q, k, v (and their gradients) are column
 // slices of one buffer whose rows are 8 elements longer than they need be.
 struct AttentionBuffers {
@@ -78,12 +93,19 @@ struct AttentionBuffers {
         out(shape.tokens * row * size_of(dtype)),
         d_out(out.bytes()),
         lse(heads * shape.tokens * 4),
-        offsets(static_cast<int64_t>(offsets_host.size()) * 8),
-        workspace(cuda::attention_backward_workspace(shape, attention)) {
+        offsets(static_cast<int64_t>(offsets_host.size()) * 8) {
+    use(AttentionKernel::automatic);
     offsets.upload(offsets_host.data());
     sequences.offsets = Tensor(offsets.data(), DType::i64, {shape.sequences + 1}, Device::cuda);
     sequences.count = shape.sequences;
     for (const int64_t length : lengths) sequences.max_length = std::max(sequences.max_length, length);
+  }
+
+  // The kernel of the runs to come; forgets what others have written.
+  void use(AttentionKernel chosen) {
+    kernel = chosen;
+    workspace = std::make_unique<GuardedMemory>(cuda::attention_backward_workspace(shape, pattern, kernel));
+    for (GuardedMemory* memory : {&d_qkv, &out, &lse}) memory->poison();
   }
 
   Tensor part(const GuardedMemory& of, int64_t begin, int64_t columns, int64_t stride) const {
@@ -105,12 +127,12 @@ struct AttentionBuffers {
 
   void forward(cudaStream_t stream = nullptr) {
     cuda::attention_forward(rows_of(out), lse_view(), q_of(qkv), k_of(qkv), v_of(qkv), sequences, pattern,
-                            shape.head_dim, stream);
+                            shape.head_dim, stream, kernel);
   }
   void backward(cudaStream_t stream = nullptr) {
     cuda::attention_backward(q_of(d_qkv), k_of(d_qkv), v_of(d_qkv), rows_of(d_out), q_of(qkv), k_of(qkv),
                              v_of(qkv), rows_of(out), lse_view(), sequences, pattern, shape.head_dim,
-                             workspace.data(), workspace.bytes(), stream);
+                             workspace->data(), workspace->bytes(), stream, kernel);
   }
 
   static std::vector<int64_t> offsets_of(const std::vector<int64_t>& lengths) {
@@ -123,7 +145,9 @@ struct AttentionBuffers {
   std::vector<int64_t> offsets_host;
   cuda::AttentionShape shape;
   int64_t row, fused_row;
-  GuardedMemory qkv, d_qkv, out, d_out, lse, offsets, workspace;
+  GuardedMemory qkv, d_qkv, out, d_out, lse, offsets;
+  std::unique_ptr<GuardedMemory> workspace;
+  AttentionKernel kernel = AttentionKernel::automatic;
   SequenceView sequences;
 };
 

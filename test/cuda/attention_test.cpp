@@ -190,17 +190,8 @@ void compare(const char* what, const std::vector<double>& got, const std::vector
   if (rows >= 64) CHECK(whole <= 1.5 * mean + floor);
 }
 
-void check_case(const Case& c) {
-  INFO(c.name());
-  AttentionBuffers b(c.dtype, c.lengths, c.heads, c.kv_heads, c.dim,
-                     pattern_of(c.pattern, c.heads, c.group, c.sinks));
-  const auto qkv = random_values(b.shape.tokens * b.fused_row, c.dtype, 1, b.qkv);
-  const auto d_out = random_values(b.shape.tokens * b.row, c.dtype, 2, b.d_out);
-  b.forward();
-  b.backward();
-  check(cudaDeviceSynchronize());
-  const Dense<double> exact(b, false, qkv, d_out);
-  const Dense<float> plain(b, c.dtype == DType::bf16, qkv, d_out);
+void check_results(AttentionBuffers& b, const Case& c, const Dense<double>& exact,
+                   const Dense<float>& plain) {
   const auto out = to_double(b.out.download(), c.dtype), grad = to_double(b.d_qkv.download(), c.dtype);
   const auto lse = to_double(b.lse.download(), DType::f32);
   const int64_t k_at = b.q_columns(), v_at = k_at + b.kv_columns();
@@ -220,8 +211,28 @@ void check_case(const Case& c) {
       padding_intact = padding_intact && std::isnan(out[static_cast<size_t>((r + 1) * b.row - i)]) &&
                        std::isnan(grad[static_cast<size_t>((r + 1) * b.fused_row - i)]);
   CHECK(padding_intact);
-  for (const GuardedMemory* memory : {&b.qkv, &b.d_qkv, &b.out, &b.d_out, &b.lse, &b.offsets, &b.workspace})
+  for (const GuardedMemory* memory :
+       {&b.qkv, &b.d_qkv, &b.out, &b.d_out, &b.lse, &b.offsets, b.workspace.get()})
     CHECK(memory->guards_intact());
+}
+
+// Every kernel of this device.
+void check_case(const Case& c) {
+  INFO(c.name());
+  AttentionBuffers b(c.dtype, c.lengths, c.heads, c.kv_heads, c.dim,
+                     pattern_of(c.pattern, c.heads, c.group, c.sinks));
+  const auto qkv = random_values(b.shape.tokens * b.fused_row, c.dtype, 1, b.qkv);
+  const auto d_out = random_values(b.shape.tokens * b.row, c.dtype, 2, b.d_out);
+  const Dense<double> exact(b, false, qkv, d_out);
+  const Dense<float> plain(b, c.dtype == DType::bf16, qkv, d_out);
+  for (const AttentionKernel kernel : kernels_for(c.dtype, c.dim)) {
+    INFO(name_of(kernel));
+    b.use(kernel);
+    b.forward();
+    b.backward();
+    check(cudaDeviceSynchronize());
+    check_results(b, c, exact, plain);
+  }
 }
 
 }  // namespace
@@ -275,19 +286,23 @@ TEST_CASE("GPU attention: the same bits on every run") {
                        pattern_of(c.pattern, c.heads, c.group, c.sinks));
     random_values(b.shape.tokens * b.fused_row, c.dtype, 3, b.qkv);
     random_values(b.shape.tokens * b.row, c.dtype, 4, b.d_out);
-    std::vector<char> out, grad;
-    int differing = 0;
-    for (int run = 0; run < 100; ++run) {
-      b.d_qkv.poison();
-      b.workspace.poison();
-      b.forward();
-      b.backward();
-      auto now = b.d_qkv.download();
-      auto out_now = b.out.download();
-      if (run > 0) differing += now != grad || out_now != out;
-      grad = std::move(now), out = std::move(out_now);
+    for (const AttentionKernel kernel : kernels_for(c.dtype, c.dim)) {
+      INFO(name_of(kernel));
+      b.use(kernel);
+      std::vector<char> out, grad;
+      int differing = 0;
+      for (int run = 0; run < 100; ++run) {
+        b.d_qkv.poison();
+        b.workspace->poison();
+        b.forward();
+        b.backward();
+        auto now = b.d_qkv.download();
+        auto out_now = b.out.download();
+        if (run > 0) differing += now != grad || out_now != out;
+        grad = std::move(now), out = std::move(out_now);
+      }
+      CHECK(differing == 0);
     }
-    CHECK(differing == 0);
   }
 }
 

@@ -58,9 +58,9 @@ TEST_CASE("f32 on the GPU: loss and all gradients as near to f64 as f32 on the C
     for (const AttentionOptions& attention : all_patterns()) {
       CAPTURE(attention.kind);
       const AttentionPattern pattern = make_pattern(attention, 23, config.num_heads);
-      ToyModel oracle(DType::f64, config, options, batch.tokens(), Recompute::none);
-      ToyModel cpu(DType::f32, config, options, batch.tokens(), Recompute::none);
-      ToyModel gpu(make_ops("cuda", "fp32"), config, options, batch.tokens(), Recompute::none);
+      ToyModel oracle(DType::f64, config, options, batch.tokens(), Recompute::none());
+      ToyModel cpu(DType::f32, config, options, batch.tokens(), Recompute::none());
+      ToyModel gpu(make_ops("cuda", "fp32"), config, options, batch.tokens(), Recompute::none());
       const Outcome truth = gradients_of(oracle, batch, pattern), plain = gradients_of(cpu, batch, pattern),
                     ours = gradients_of(gpu, batch, pattern);
       constexpr double kFloor = 32 * 6e-8;  // some 30 roundings in a row are within luck
@@ -82,9 +82,9 @@ TEST_CASE("bf16 on the GPU: loss within 0.5 %, gradients as near to f64 as a pla
   for (const AttentionOptions& attention : all_patterns()) {
     CAPTURE(attention.kind);
     const AttentionPattern pattern = make_pattern(attention, 61, config.num_heads);
-    ToyModel oracle(DType::f64, config, options, batch.tokens(), Recompute::none);
-    ToyModel rounding(std::make_unique<RoundingOps>(), config, options, batch.tokens(), Recompute::none);
-    ToyModel gpu(make_ops("cuda", "bf16"), config, options, batch.tokens(), Recompute::none);
+    ToyModel oracle(DType::f64, config, options, batch.tokens(), Recompute::none());
+    ToyModel rounding(std::make_unique<RoundingOps>(), config, options, batch.tokens(), Recompute::none());
+    ToyModel gpu(make_ops("cuda", "bf16"), config, options, batch.tokens(), Recompute::none());
     round_weights(oracle), round_weights(rounding);
     const Outcome truth = gradients_of(oracle, batch, pattern),
                   plain = gradients_of(rounding, batch, pattern), ours = gradients_of(gpu, batch, pattern);
@@ -104,21 +104,28 @@ TEST_CASE("bf16 on the GPU: loss within 0.5 %, gradients as near to f64 as a pla
 }
 
 TEST_CASE("recompute changes no bit on the GPU, and neither does a second run") {
-  const LlamaConfig config = toy_config();
+  LlamaConfig config = toy_config();
+  config.num_layers = 5;
   const Batch batch = toy_batch({31, 9, 20}, config.vocab_size, 3);
-  for (const char* precision : {"fp32", "bf16"}) {
-    CAPTURE(precision);
-    std::vector<Outcome> outcomes;
-    for (const Recompute recompute : {Recompute::none, Recompute::none, Recompute::cheap, Recompute::block}) {
-      ToyModel model(make_ops("cuda", precision), config, lora_plus(config, {"q", "v", "o", "down"}),
-                     batch.tokens(), recompute);
-      outcomes.push_back(gradients_of(model, batch, make_pattern({}, 31, config.num_heads)));
+  Recompute some = Recompute::block(), offloaded = Recompute::block();
+  some[Kept::attention] = 2, some[Kept::gate_up] = 3, some[Kept::x_mid] = Recompute::kAllLayers;
+  offloaded[Kept::qkv] = 1;
+  offloaded.offload = true;
+  for (const char* precision : {"fp32", "bf16"})
+    for (const int64_t tile : {kMlpTile, int64_t{32}}) {
+      CAPTURE(precision);
+      std::vector<Outcome> outcomes;
+      for (const Recompute& recompute :
+           {Recompute::none(), Recompute::none(), Recompute::cheap(), Recompute::block(), some, offloaded}) {
+        ToyModel model(make_ops("cuda", precision), config, lora_plus(config, {"q", "v", "o", "down"}),
+                       batch.tokens(), recompute, tile);
+        outcomes.push_back(gradients_of(model, batch, make_pattern({}, 31, config.num_heads)));
+      }
+      for (const Outcome& outcome : outcomes) {
+        CHECK(outcome.loss == outcomes[0].loss);
+        CHECK(outcome.gradients == outcomes[0].gradients);
+      }
     }
-    for (const Outcome& outcome : outcomes) {
-      CHECK(outcome.loss == outcomes[0].loss);
-      CHECK(outcome.gradients == outcomes[0].gradients);
-    }
-  }
 }
 
 TEST_CASE("two training steps: f32 follows the CPU, bf16 lowers the loss as far") {
@@ -127,7 +134,7 @@ TEST_CASE("two training steps: f32 follows the CPU, bf16 lowers the loss as far"
   const ModelOptions options = lora_plus(config, kAllLinears);
   const AttentionPattern pattern = make_pattern({}, 41, config.num_heads);
   const auto losses = [&](std::unique_ptr<Ops> ops) {
-    ToyModel model(std::move(ops), config, options, batch.tokens(), Recompute::none);
+    ToyModel model(std::move(ops), config, options, batch.tokens(), Recompute::none());
     std::vector<double> all;
     AdamWStep step{3e-3, 0.9, 0.95, 1e-8, 0.0, 1, 1.0};
     for (; step.step <= 2; ++step.step) {

@@ -17,6 +17,17 @@ class RoundingOps final : public Ops {
   void zero(const Tensor& to) override { ops_->zero(to); }
   void copy(const Tensor& to, const Tensor& from) override { ops_->copy(to, from); }
   void synchronize() override {}
+  void* allocate_host(int64_t bytes) override { return ops_->allocate_host(bytes); }
+  void release_host(void* memory) override { ops_->release_host(memory); }
+  void start_offload(void* host, const Tensor& from, int slot) override {
+    ops_->start_offload(host, from, slot);
+  }
+  void start_fetch(const Tensor& to, const void* host, int slot) override {
+    ops_->start_fetch(to, host, slot);
+  }
+  void finish_transfer(int slot) override { ops_->finish_transfer(slot); }
+  int64_t scratch_bytes(const PassShape& shape) const override { return ops_->scratch_bytes(shape); }
+  void reserve_scratch(const PassShape& shape) override { ops_->reserve_scratch(shape); }
 
   void embedding_forward(const Tensor& out, const Tensor& table, const Tensor& ids) override {
     ops_->embedding_forward(out, table, ids);

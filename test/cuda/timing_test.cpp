@@ -147,8 +147,16 @@ TEST_CASE("timing of memory-bound ops" * doctest::skip()) {
                  [&] { ops.rope(qkv.column_slice(0, 2 * H), positions, cosines, sines, 128, false); });
   const Tensor table = b.matrix(V, H), d_table = b.empty(V, H, DType::f32), ids = b.ids(T, V);
   b.memory_bound("embedding", 2 * row, [&] { ops.embedding_forward(x, table, ids); });
-  b.memory_bound("embedding backward (bytes: d_out + 2 x f32)", 5 * row,
-                 [&] { ops.embedding_backward(d_table, x, ids); });
+  for (const int64_t tokens : {T, 4 * T}) {
+    const Tensor d_out = b.matrix(tokens, H), many = b.ids(tokens, V);
+    std::vector<int32_t> numbers(static_cast<size_t>(tokens));
+    ops.download(numbers.data(), many);
+    std::sort(numbers.begin(), numbers.end());
+    const auto distinct = std::unique(numbers.begin(), numbers.end()) - numbers.begin();
+    const double bytes = 2.0 * static_cast<double>(tokens * H) + 8.0 * static_cast<double>(distinct * H);
+    b.memory_bound(fmt::format("embedding backward, {} tokens, {} ids", tokens, distinct).c_str(), bytes,
+                   [&] { ops.embedding_backward(d_table, d_out, many); });
+  }
   const Tensor m = b.empty(V, H, DType::f32), v = b.empty(V, H, DType::f32),
                master = b.matrix(V, H, DType::f32);
   b.memory_bound("adamw of V x H", 30.0 * V * H, [&] { ops.adamw(table, master, d_table, m, v, {1e-4}); });

@@ -25,8 +25,8 @@ namespace {
 
 constexpr int32_t kBos = 512, kEos = 513;  // of PairTokenizer
 
-EncodedDocument encode(const std::string& json, EncodeOptions options) {
-  const PairTokenizer tokenizer;
+EncodedDocument encode(const std::string& json, EncodeOptions options,
+                       const Tokenizer& tokenizer = PairTokenizer()) {
   if (options.context == 0) options.context = 100;
   Record record;
   record.is_json = options.format != "text";
@@ -156,6 +156,16 @@ TEST_CASE("instructions: the prompt is masked, null is empty, and the seam is cu
   CHECK(shown(encode(R"({"instruction":"p","output":"q","input":""})", alpaca)) ==
         "<s>Below is an instruction that describes a task. Write a response that appropriately completes the "
         "request.\n\n### Instruction:\np\n\n### Response:Q</S>");
+}
+
+TEST_CASE("instructions: with sentencepiece the ids are LongLoRA's where nothing merges across the seam") {
+  const auto tokenizer = open_tokenizer(golden("tokenizer/sentencepiece.model"));
+  const std::string record = R"({"instruction":"the old house","output":"it was sold"})";
+  const EncodedDocument ours = encode(record, {"alpaca", "llama2", false, false, 100}, *tokenizer),
+                        theirs = encode(record, {"alpaca", "llama2", true, false, 100}, *tokenizer);
+  CHECK(ours.ids == theirs.ids);
+  CHECK(ours.scored == theirs.scored);
+  CHECK(tokenizer->decode(ours.ids) == "[INST]the old house[/INST]it was sold");
 }
 
 TEST_CASE("what is longer than the context is cut or dropped, and what would score nothing is dropped") {

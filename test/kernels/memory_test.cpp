@@ -1,6 +1,7 @@
 // CPU memory, conversions, arenas, the optimizer, and the library behind the products.
 #include "kernels/arena.h"
 #include "kernels/cpu/blas.h"
+#include "kernels/cpu/blas_info.h"
 #include "test/kernels/kernel_test.h"
 
 using namespace sinklora;
@@ -167,4 +168,13 @@ TEST_CASE("cpu products: every layout at sizes around the tiles' borders") {
   Array<float> tiny(1, 1);
   const Matrix<float> wide{tiny.values.data(), int64_t{1} << 40};
   CHECK_THROWS_AS(gemm<float>(Layout::plain, Layout::plain, 1, 1, 1, 1, wide, wide, 0, wide), Error);
+}
+
+TEST_CASE("a processor that OpenBLAS does not know gets the kernels of its vector unit") {
+  const std::vector<std::string> avx512{"fma", "avx2", "avx512f", "avx512bw"}, avx2{"avx2", "fma"};
+  CHECK(better_blas_core("Prescott", avx512) == "SkylakeX");
+  CHECK(better_blas_core("Prescott", avx2) == "Haswell");
+  CHECK(better_blas_core("Prescott", {"sse4_2"}).empty());
+  for (const char* known : {"SkylakeX", "Zen", "Haswell", "Cooperlake", "ARMV8"})
+    CHECK(better_blas_core(known, avx512).empty());
 }

@@ -164,6 +164,22 @@ TEST_CASE(
   CHECK_THROWS_AS(write_adapter(folder.path(), adapter, 8.0, ""), Error);
 }
 
+TEST_CASE(
+    "adapter: PEFT is asked to keep embedding and head tied where both are the same matrix, only there") {
+  Adapter adapter = read_adapter(golden("peft/tied"), base_config("base_tied"));
+  const TemporaryDirectory folder;
+  const auto tied = [&] {
+    write_adapter(folder.path(), adapter, 8.0, "");
+    return read_json(folder / "adapter_config.json").value("ensure_weight_tying", false);
+  };
+  CHECK(!tied());  // two different matrices
+  adapter.replaced.at("lm_head.weight").data = adapter.replaced.at("model.embed_tokens.weight").data;
+  CHECK(tied());
+  CHECK(read_adapter(folder.path(), base_config("base_tied")).replaced.size() == 2);
+  adapter.replaced.erase("lm_head.weight");
+  CHECK(!tied());
+}
+
 TEST_CASE("adapter: variants that are not plain LoRA are refused by name, switched-off ones are not") {
   const Copy copy;
   for (const char* key : {"use_dora", "lora_bias", "fan_in_fan_out", "use_qalora"}) {

@@ -53,13 +53,19 @@ inline ModelOptions lora_plus(const LlamaConfig& config, const std::vector<std::
 // A model of random weights, adapters' B included, in memory.
 struct ToyModel {
   ToyModel(DType compute, const LlamaConfig& config, const ModelOptions& model, int64_t tokens,
-           Recompute recompute)
-      : ToyModel(make_cpu_ops(compute), config, model, tokens, recompute) {}
+           Recompute recompute, int64_t mlp_tile = kMlpTile)
+      : ToyModel(make_cpu_ops(compute), config, model, tokens, recompute, mlp_tile) {}
   ToyModel(std::unique_ptr<Ops> backend, const LlamaConfig& config, const ModelOptions& model, int64_t tokens,
-           Recompute recompute)
+           Recompute recompute, int64_t mlp_tile = kMlpTile)
       : ops(std::move(backend)),
         llama(*ops, config, with_precision(model, ops->activation_dtype()),
-              {tokens, tokens, tokens, true, recompute}) {
+              {.max_tokens = tokens,
+               .max_sequences = tokens,
+               .max_context = tokens,
+               .training = true,
+               .recompute = recompute,
+               .pattern = {.num_sinks = 4},
+               .mlp_tile = mlp_tile}) {
     llama.allocate();
     for (const Parameter& parameter : llama.weights().parameters) {
       // Wide enough for softmax, SwiGLU and norms to be far from linear.

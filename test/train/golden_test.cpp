@@ -63,7 +63,11 @@ struct GoldenModel {
       options.train_embeddings = options.train_norms = name == "lora_plus";
     }
     llama = std::make_unique<Llama>(*ops, directory.config(), options,
-                                    PassOptions{tokens, tokens, tokens, true, Recompute::cheap});
+                                    PassOptions{.max_tokens = tokens,
+                                                .max_sequences = tokens,
+                                                .max_context = tokens,
+                                                .training = true,
+                                                .recompute = Recompute::cheap()});
     llama->allocate();
     llama->weights().load(*ops, directory);
     llama->weights().load_adapter(*ops, adapter);

@@ -46,7 +46,8 @@ std::string describe(const std::string& name, std::span<const uint64_t> hashes,
 
 }  // namespace
 
-void agree(Communicator& communicator, const std::vector<Field>& fields, std::string_view what) {
+void agree(Communicator& communicator, const std::vector<Field>& fields, std::string_view what,
+           std::string_view remedy) {
   std::string names;
   for (const Field& field : fields) names += field.name + '\n';
   const auto world_size = static_cast<size_t>(communicator.world_size());
@@ -71,8 +72,7 @@ void agree(Communicator& communicator, const std::vector<Field>& fields, std::st
           describe(fields[i].name, hashes, gather(communicator, std::vector{shown(fields[i].value)})));
   }
   if (!complaints.empty())
-    fail(ExitCode::communicator, "{} the ranks disagree: {}; give all ranks the same", what,
-         fmt::join(complaints, "; "));
+    fail(ExitCode::communicator, "{} the ranks disagree: {}; {}", what, fmt::join(complaints, "; "), remedy);
 }
 
 }  // namespace sinklora

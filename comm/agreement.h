@@ -17,7 +17,8 @@ struct Field {
 };
 
 // Every rank calls with its own values; all return, or all throw the same Error(communicator). `what` begins
-// the message: "before step 1".
-void agree(Communicator& communicator, const std::vector<Field>& fields, std::string_view what);
+// the message: "before step 1"; `remedy` ends it.
+void agree(Communicator& communicator, const std::vector<Field>& fields, std::string_view what,
+           std::string_view remedy = "give all ranks the same");
 
 }  // namespace sinklora

@@ -1,5 +1,6 @@
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <memory>
 
 #include "cli/option_checks.h"
@@ -37,6 +38,25 @@ void add_json(CLI::App& verb, std::string& json) {
       ->type_name("FILE");
 }
 
+void print_profile(const Json& result) {
+  const Json& profile = result.at("profile");
+  std::vector<Json> rows = profile.at("ops");
+  std::stable_sort(rows.begin(), rows.end(),
+                   [](const Json& a, const Json& b) { return a.at("ms") > b.at("ms"); });
+  fmt::print("\n{:<34}{:>7}{:>12}{:>9}\n", "operation", "calls", "ms", "share");
+  for (const Json& row : rows) {
+    fmt::print("{:<34}{:>7}{:>12.3f}{:>8.1f}%", row.at("op").get<std::string>(),
+               row.at("calls").get<int64_t>(), row.at("ms").get<double>(),
+               100 * row.at("share").get<double>());
+    if (!row.at("tflops").is_null()) fmt::print("{:>10.3f} TFLOP/s", row.at("tflops").get<double>());
+    if (!row.at("gb_per_s").is_null()) fmt::print("{:>10.1f} GB/s", row.at("gb_per_s").get<double>());
+    fmt::print("\n");
+  }
+  fmt::print("{:<41}{:>12.3f}\n{:<41}{:>12.3f}\n{:<41}{:>12.3f}\n", "sum", profile.at("sum_ms").get<double>(),
+             "this step, every operation waited for", profile.at("step_ms").get<double>(),
+             "a step that nobody watches", result.at("step_ms").get<double>());
+}
+
 void add_step(CLI::App& bench) {
   auto* verb = bench.add_subcommand("step", "one training step of a model shape with random weights");
   const auto options = std::make_shared<StepBench>();
@@ -54,17 +74,20 @@ void add_step(CLI::App& bench) {
   add_machine(*verb, options->device, options->precision);
   add_count(*verb, "--warmup", options->warmup, "steps before timing", 0, 1000);
   add_count(*verb, "--steps", options->steps, "timed steps; the median is reported", 1, 1000);
+  verb->add_flag("--profile", options->profile, "one more step, with the time of every operation");
   add_json(*verb, *json);
   verb->footer(
       "Examples:\n"
       "  sinklora bench step --shape llama2-7b --context 8192 --attention sf\n"
+      "  sinklora bench step --shape llama2-7b --context 8192 --recompute cheap --profile\n"
       "  sinklora bench step --shape smollm2-135m --context 512 --device cpu --precision fp32 --json -");
   verb->callback([options, json] {
     const Json result = bench_step(*options);
-    if (!write_result(*json, result))
-      fmt::print("{} at {} tokens, {}: {:.1f} ms a step, {:.0f} tokens/s, {:.1f} GiB\n", options->shape,
-                 options->context, options->attention.kind, result.at("step_ms").get<double>(),
-                 result.at("tokens_per_s").get<double>(), result.at("peak_mem_gib").get<double>());
+    if (write_result(*json, result)) return;
+    fmt::print("{} at {} tokens, {}: {:.1f} ms a step, {:.0f} tokens/s, {:.1f} GiB\n", options->shape,
+               options->context, options->attention.kind, result.at("step_ms").get<double>(),
+               result.at("tokens_per_s").get<double>(), result.at("peak_mem_gib").get<double>());
+    if (options->profile) print_profile(result);
   });
 }
 

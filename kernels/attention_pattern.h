@@ -31,6 +31,7 @@ struct AttentionPattern {
   int64_t first_shifted_head = 0;  // query heads from here on are shifted by group_size / 2
   int64_t num_sinks = 0;           // the first tokens of a sequence, seen by every later query
   bool wrap = false;               // shifted heads wrap around, as torch.roll does
+  friend bool operator==(const AttentionPattern&, const AttentionPattern&) = default;
 };
 
 struct Range {

@@ -1,13 +1,23 @@
 #!/usr/bin/env bash
 # scripts/sanitize_gpu.sh [TOOL...]: compute-sanitizer over the GPU tests and over two training steps (SmolLM2's shape, SF-Attn); all of
 # memcheck, initcheck, racecheck and synccheck unless some are named. Stops at the first tool that finds something. Minutes a tool.
-# Programs: SINKLORA_BUILD (build-cuda). Left out: tests that time, that repeat for equal bits, or that are large by intent.
+# Programs: SINKLORA_BUILD (build-cuda); for racecheck SINKLORA_RACECHECK_BUILD, a build with CUDAFLAGS=-DSINKLORA_RACECHECK, made here
+# unless it is named (kernels/cuda/tensor_core.cuh says why). Left out: tests that time, that repeat for equal bits, or that are large.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-build=${SINKLORA_BUILD:-build-cuda}
 sanitizer=$(command -v compute-sanitizer || echo /usr/local/cuda/bin/compute-sanitizer)
 [ $# -gt 0 ] || set -- memcheck initcheck racecheck synccheck
+programs=${SINKLORA_BUILD:-build-cuda}
 for tool in "$@"; do
+  if [ "$tool" = racecheck ]; then
+    build=${SINKLORA_RACECHECK_BUILD:-build-racecheck}
+    [ -x "$build/sinklora_gpu_tests" ] || {
+      CUDAFLAGS=-DSINKLORA_RACECHECK cmake -S . -B "$build" -DCMAKE_BUILD_TYPE=Release -DSINKLORA_CUDA=ON
+      cmake --build "$build" --parallel "$(nproc)" --target sinklora sinklora_gpu_tests
+    }
+  else
+    build=$programs
+  fi
   check() { "$sanitizer" --tool "$tool" --error-exitcode 9 --print-limit 5 "$@"; }
   echo "== $tool: the operations"
   check "$build/sinklora_gpu_tests" -tce='*timing*,*every run*,*long sequences*,*too much memory*,*2^31*'

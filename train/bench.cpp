@@ -7,6 +7,7 @@
 #include "base/random.h"
 #include "kernels/backend.h"
 #include "kernels/operation_counts.h"
+#include "kernels/timed_ops.h"
 #include "model/shapes.h"
 #include "train/bench_data.h"
 #include "train/metrics.h"
@@ -56,6 +57,35 @@ double operations(const StepBench& bench, const LlamaConfig& c, const AttentionP
          14.0 * static_cast<double>(c.head_dim * c.num_layers * bench.batch) * pairs;
 }
 
+// One training step; returns its milliseconds.
+double run_step(Llama& llama, const Batch& batch, const AttentionPattern& pattern, int64_t number) {
+  const auto begin = std::chrono::steady_clock::now();
+  llama.zero_gradients();
+  llama.accumulate_gradients(batch, pattern, 1.0 / static_cast<double>(batch.scored_tokens));
+  const double norm = gradient_norm(llama.ops(), llama.weights());
+  update_parameters(
+      llama.ops(), llama.weights(),
+      {.learning_rate = 1e-6, .step = number, .gradient_scale = std::min(1.0, 1.0 / (norm + 1e-6))});
+  llama.ops().synchronize();
+  return 1e3 * std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+}
+
+Json profile_json(const std::vector<OpTime>& rows, double step_ms) {
+  double sum = 0;
+  for (const OpTime& row : rows) sum += row.milliseconds;
+  Json list = Json::array();
+  for (const OpTime& row : rows) {
+    const double seconds = row.milliseconds * 1e-3;
+    list.push_back({{"op", row.name},
+                    {"calls", row.calls},
+                    {"ms", row.milliseconds},
+                    {"share", row.milliseconds / sum},
+                    {"tflops", row.operations > 0 ? Json(row.operations / seconds * 1e-12) : Json(nullptr)},
+                    {"gb_per_s", row.bytes > 0 ? Json(row.bytes / seconds * 1e-9) : Json(nullptr)}});
+  }
+  return {{"step_ms", step_ms}, {"sum_ms", sum}, {"ops", list}};
+}
+
 }  // namespace
 
 Json bench_step(const StepBench& bench) {
@@ -70,7 +100,13 @@ Json bench_step(const StepBench& bench) {
     model.train_embeddings = model.train_norms = bench.trainable == "lora+";
   }
   const int64_t free_before = available_memory(bench.device);
-  const std::unique_ptr<Ops> ops = make_ops(bench.device, bench.precision);
+  std::unique_ptr<Ops> ops = make_ops(bench.device, bench.precision);
+  TimedOps* timed = nullptr;
+  if (bench.profile) {
+    auto watched = std::make_unique<TimedOps>(std::move(ops));
+    timed = watched.get();
+    ops = std::move(watched);
+  }
   const int64_t tokens = bench.batch * bench.context;
   TrainOptions options;
   options.device = bench.device, options.recompute = bench.recompute, options.offload = bench.offload;
@@ -84,17 +120,8 @@ Json bench_step(const StepBench& bench) {
 
   std::vector<double> milliseconds;
   for (int64_t step = 1; step <= bench.warmup + bench.steps; ++step) {
-    const auto begin = std::chrono::steady_clock::now();
-    llama.zero_gradients();
-    llama.accumulate_gradients(batch, pattern, 1.0 / static_cast<double>(batch.scored_tokens));
-    const double norm = gradient_norm(*ops, llama.weights());
-    update_parameters(
-        *ops, llama.weights(),
-        {.learning_rate = 1e-6, .step = step, .gradient_scale = std::min(1.0, 1.0 / (norm + 1e-6))});
-    ops->synchronize();
-    if (step > bench.warmup)
-      milliseconds.push_back(1e3 *
-                             std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
+    const double time = run_step(llama, batch, pattern, step);
+    if (step > bench.warmup) milliseconds.push_back(time);
   }
   std::nth_element(milliseconds.begin(), milliseconds.begin() + bench.steps / 2, milliseconds.end());
   const double median = milliseconds[static_cast<size_t>(bench.steps / 2)];
@@ -102,22 +129,29 @@ Json bench_step(const StepBench& bench) {
   const double memory =
       on_gpu ? static_cast<double>(free_before - available_memory(bench.device)) / kGiB : peak_memory_gib();
   const double rate = operations(bench, config, pattern) / (median * 1e-3);
-  return {{"shape", bench.shape},
-          {"context", bench.context},
-          {"batch", bench.batch},
-          {"attention", bench.attention.kind},
-          {"trainable", bench.trainable},
-          {"recompute", bench.recompute},
-          {"kept", describe(plan.recompute, config.num_layers)},
-          {"precision", bench.precision},
-          {"gpus", on_gpu ? 1 : 0},
-          {"tokens_per_s", 1e3 * static_cast<double>(tokens) / median},
-          {"step_ms", median},
-          {"peak_mem_gib", memory},
-          {"planned_mem_gib", static_cast<double>(plan.total) / kGiB},
-          {"tflops", rate * 1e-12},
-          {"mfu", on_gpu && bench.precision == "bf16" ? Json(rate / kH100DenseBf16) : Json(nullptr)},
-          {"device", bench.device}};
+  Json result{{"shape", bench.shape},
+              {"context", bench.context},
+              {"batch", bench.batch},
+              {"attention", bench.attention.kind},
+              {"trainable", bench.trainable},
+              {"recompute", bench.recompute},
+              {"kept", describe(plan.recompute, config.num_layers)},
+              {"precision", bench.precision},
+              {"gpus", on_gpu ? 1 : 0},
+              {"tokens_per_s", 1e3 * static_cast<double>(tokens) / median},
+              {"step_ms", median},
+              {"peak_mem_gib", memory},
+              {"planned_mem_gib", static_cast<double>(plan.total) / kGiB},
+              {"tflops", rate * 1e-12},
+              {"mfu", on_gpu && bench.precision == "bf16" ? Json(rate / kH100DenseBf16) : Json(nullptr)},
+              {"device", bench.device}};
+  if (timed) {
+    timed->record();
+    const double time = run_step(llama, batch, pattern, bench.warmup + bench.steps + 1);
+    timed->stop();
+    result["profile"] = profile_json(timed->rows(), time);
+  }
+  return result;
 }
 
 }  // namespace sinklora

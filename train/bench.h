@@ -16,6 +16,7 @@ struct StepBench {
   AttentionOptions attention;
   std::string trainable = "lora+", recompute = "none", device = "cuda", precision = "bf16";
   int64_t warmup = 2, steps = 5;
+  bool profile = false;
 };
 
 // Runs forward, backward and update of random tokens and returns the median step:
@@ -23,6 +24,11 @@ struct StepBench {
 // mfu counts 4 operations a token and weight of the linears (forward and input gradient; 6 in full training)
 // and 14 D a visible pair and head, against 989 TFLOP/s (H100, dense bf16); null on other precisions and
 // devices.
+//
+// With `profile`, one more step is run with a stopwatch around every operation (kernels/timed_ops.h):
+// "profile": {"step_ms","sum_ms","ops":[{"op","calls","ms","share","tflops","gb_per_s"}]}; a rate is null
+// where the shapes do not tell it. profile.step_ms is the watched step's own time; what it and sum_ms are
+// above the other "step_ms" is the price of waiting for each operation.
 Json bench_step(const StepBench& bench);
 
 }  // namespace sinklora

@@ -24,10 +24,10 @@ int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1
 
 // Where scratch lies. With `base` null only its size counts.
 struct Workspace {
-  float *delta, *d_q_sum, *sink_parts, *sink_base;
+  float *delta, *d_q_sum, *key_sum, *sink_parts, *sink_base;
   uint16_t* sink_d_s;
   int* turn;
-  int64_t turn_bytes, tile_slots, chunk, sink_columns, bytes = 0;
+  int64_t turn_bytes, tile_slots, key_slots, chunk, sink_columns, bytes = 0;
 
   Workspace(void* base, const AttentionShape& shape, const AttentionPattern& pattern, AttentionKernel kernel)
       : base_(static_cast<char*>(base)) {
@@ -35,13 +35,17 @@ struct Workspace {
     const bool adds = kernel == AttentionKernel::wgmma;
     const int64_t sinks = adds ? pattern.num_sinks : 0;
     tile_slots = adds ? shape.tokens / query_tile + shape.sequences : 0;
+    const bool shared = shape.num_heads > shape.num_kv_heads;
+    key_slots = adds && shared ? shape.tokens / key_tile + shape.sequences : 0;
     // Long enough that the parts stay small, short enough that there are blocks for every multiprocessor.
     chunk = round_up(std::max<int64_t>(512, shape.tokens / 16), query_tile * 2);
     const int64_t chunk_slots = sinks > 0 ? shape.tokens / chunk + shape.sequences : 0;
     delta = take<float>(shape.num_heads * shape.tokens);
     d_q_sum = take<float>(shape.num_heads * tile_slots * query_tile * shape.head_dim);
-    turn_bytes = (1 + shape.num_heads * tile_slots) * size_of(DType::i32);
-    turn = take<int>(1 + shape.num_heads * tile_slots);
+    key_sum = take<float>(shape.num_kv_heads * key_slots * 2 * key_tile * shape.head_dim);
+    const int64_t turns = 1 + shape.num_heads * tile_slots + shape.num_kv_heads * key_slots;
+    turn_bytes = turns * size_of(DType::i32);
+    turn = take<int>(turns);
     sink_columns = sinks <= 16 ? round_up(sinks, 16) : round_up(sinks, 64);
     sink_d_s = take<uint16_t>(shape.num_heads * tile_slots * query_tile * sink_columns);
     sink_parts = take<float>(chunk_slots * shape.num_heads * sink_columns * 2 * shape.head_dim);
@@ -139,13 +143,13 @@ void set_arguments(AttentionArguments<T>& a, const Tensor& out, const Tensor& ls
   a.scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(shape.head_dim)));
 }
 
-// KV heads whose blocks run side by side: few, so that what they share (queries, dO, the sums of dQ of one
+// Query heads whose blocks run side by side: few, so that what they share (queries, dO, the sums of dQ of one
 // run) stays in the L2 cache, but not fewer than fill it.
 int64_t heads_at_once(const AttentionShape& shape, const AttentionPattern& pattern, int64_t max_length) {
   constexpr int64_t cache = 24 << 20;
   const int64_t run = pattern.group_size == 0 ? max_length : std::min(pattern.group_size, max_length);
-  const int64_t bytes = run * shape.head_dim * 8 * (shape.num_heads / shape.num_kv_heads);
-  return std::clamp<int64_t>(cache / std::max<int64_t>(bytes, 1), 1, shape.num_kv_heads);
+  const int64_t bytes = run * shape.head_dim * 8;
+  return std::clamp<int64_t>(cache / std::max<int64_t>(bytes, 1), 1, shape.num_heads);
 }
 
 template <class T>
@@ -166,11 +170,14 @@ void set_gradient_arguments(AttentionGradientArguments<T>& a, const Tensor& d_q,
   a.d_q_sum = w.d_q_sum;
   a.ticket = w.turn;
   a.turn = w.turn + 1;
+  a.key_turn = a.turn + shape.num_heads * w.tile_slots;
+  a.key_sum = w.key_sum;
   a.sink_d_s = w.sink_d_s;
   a.sink_columns = w.sink_columns;
   a.sink_parts = w.sink_parts;
   a.sink_base = w.sink_base;
   a.tile_slots = w.tile_slots;
+  a.key_slots = w.key_slots;
   a.chunk = w.chunk;
   a.heads_at_once = heads_at_once(shape, a.pattern, a.max_length);
   check_attention(cudaMemsetAsync(w.turn, 0, static_cast<size_t>(w.turn_bytes), stream),

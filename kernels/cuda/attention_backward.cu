@@ -5,17 +5,21 @@
 //
 // Shapes and dtypes: q, out, d_q, d_out bf16 [T, Hq * D]; k, v, d_k, d_v bf16 [T, Hkv * D]; lse, delta f32
 // [Hq, T]. Work: 10 D FLOP a visible pair and query head. Bytes: q and dO (and the f32 sum of dQ, twice) once
-// for every 128 keys that see them, from L2 mostly. Launch: one block an SM for (sequence, KV head, 128
-// keys): two warpgroups of products, one of accumulation. K, V, dK and dV stay (the latter two in registers)
-// while the block walks the query heads of its group and their query tiles of 64 rows in ascending order; q
-// and dO are double-buffered through cp.async. Scores are computed transposed, [keys, queries], so that P^T
-// and dS^T are register operands of dV and dK.
+// for every 128 keys that see them, from L2 mostly. Launch: one block an SM for (sequence, query head,
+// 128 keys): two warpgroups of products, one of accumulation. K, V, dK and dV stay (the latter two in
+// registers) while the block walks the query tiles of 64 rows in ascending order; q and dO are
+// double-buffered through cp.async. Scores are computed transposed, [keys, queries], so that P^T and dS^T are
+// register operands of dV and dK.
 //
 // dQ is a sum over key tiles, that is over blocks. It is the same bits on every run: each query tile has a
 // turn counter, key tiles add in descending order, and the last one rounds and writes d_q. Taken in
 // descending order of key tiles, blocks never wait for long: a block begins at its diagonal, one step before
 // the next one needs it. The accumulation warps do all of that (wait, bulk add in L2, release) beside the
 // products. Blocks draw their work by ticket, so that what a block waits for has always begun.
+//
+// Query heads that share a KV head add up their dK and dV in f32 by turns too, in the order of the heads. One
+// block for all of them would spare that, but its blocks drift apart from head to head, and what they share
+// (q, dO, the sums of dQ, of 4 heads and not of one) no longer fits the L2 cache.
 //
 // Sinks outside a row's own group are not visited here: attention_sinks.cu leaves their dS, and the block at
 // a query tile's diagonal multiplies it into d_q. Ideas: FlashAttention-2's tiling (Dao, arXiv 2307.08691);
@@ -57,39 +61,39 @@ struct BackwardShared {  // byte offsets
 struct Work {
   AttentionPattern runs;  // the pattern without sinks
   int64_t sequence, start;
-  int kv_head, tile, length, first_key, last_key, heads_per_group;
+  int head, kv_head, tile, length, first_key, last_key;
+  int part, parts;  // this head among those of the KV head
 
   __device__ Work(const AttentionGradientArguments<uint16_t>& a, int64_t item) : runs(a.pattern) {
     runs.num_sinks = 0;
     const int64_t tiles = (a.max_length + keys - 1) / keys;
-    sequence = item / (tiles * a.num_kv_heads);
-    int64_t rest = item % (tiles * a.num_kv_heads);
+    sequence = item / (tiles * a.num_heads);
+    int64_t rest = item % (tiles * a.num_heads);
     const int64_t section = rest / (a.heads_at_once * tiles);
-    const int64_t heads = min(a.heads_at_once, a.num_kv_heads - section * a.heads_at_once);
+    const int64_t heads = min(a.heads_at_once, a.num_heads - section * a.heads_at_once);
     rest -= section * a.heads_at_once * tiles;
-    kv_head = static_cast<int>(section * a.heads_at_once + rest % heads);
+    head = static_cast<int>(section * a.heads_at_once + rest % heads);
+    parts = static_cast<int>(a.num_heads / a.num_kv_heads);
+    kv_head = head / parts;
+    part = head % parts;
     tile = static_cast<int>(tiles - 1 - rest / heads);
     start = a.offsets[sequence];
     length = static_cast<int>(a.offsets[sequence + 1] - start);
     first_key = tile * keys;
     last_key = min(first_key + keys, length) - 1;
-    heads_per_group = static_cast<int>(a.num_heads / a.num_kv_heads);
   }
   __device__ bool empty() const { return first_key >= length; }
 };
 
 static_assert(sizeof(Work) <= 128);
 
-// Walks all (query head, query tile) of a block's work; products and accumulation walk in step.
+// Walks the query tiles of a block's work; products and accumulation walk in step.
 struct Cursor {
-  int head, last_head, step = 0;
+  int step = 0;
   QueryTiles tiles;
 
-  __device__ explicit Cursor(const Work& w)
-      : head(w.kv_head * w.heads_per_group),
-        last_head(head + w.heads_per_group - 1),
-        tiles(w.runs, head, w.first_key, w.last_key, w.length) {}
-  __device__ bool done() const { return head > last_head; }
+  __device__ explicit Cursor(const Work& w) : tiles(w.runs, w.head, w.first_key, w.last_key, w.length) {}
+  __device__ bool done() const { return step == tiles.count(); }
   __device__ int tile() const { return tiles.tile(step); }
   __device__ bool masked(const Work& w) const {
     const int row = tile() * queries;
@@ -99,13 +103,9 @@ struct Cursor {
   // Whether this block adds the sinks' part of the tile's d_q: the one at the diagonal does.
   __device__ bool at_sinks(const AttentionGradientArguments<uint16_t>& a, const Work& w) const {
     return a.pattern.num_sinks > 0 && tile() * queries / keys == w.tile &&
-           tile_has_sinks(a.pattern, head, tile(), w.length);
+           tile_has_sinks(a.pattern, w.head, tile(), w.length);
   }
-  __device__ void advance(const Work& w) {
-    if (++step < tiles.count()) return;
-    step = 0;
-    if (++head <= last_head) tiles = QueryTiles(w.runs, head, w.first_key, w.last_key, w.length);
-  }
+  __device__ void advance() { ++step; }
 };
 
 // ---- the accumulation of dQ
@@ -144,12 +144,12 @@ __device__ void accumulate(const AttentionGradientArguments<uint16_t>& a, const 
   const uint32_t tile_sum = memory + BackwardShared<D>::d_q;
   const int64_t tile_base = slot_base(w.start, w.sequence, query_tile);
   barrier_arrive(freed, backward_threads);
-  for (Cursor at(w); !at.done(); at.advance(w)) {
+  for (Cursor at(w); !at.done(); at.advance()) {
     const int tile = at.tile();
-    const KeyTiles visitors(w.runs, at.head, tile, w.length);
+    const KeyTiles visitors(w.runs, w.head, tile, w.length);
     const int turn = visitors.turn_of(w.tile);
     const bool begun = turn > 0;
-    const int64_t slot = at.head * a.tile_slots + tile_base + tile;
+    const int64_t slot = w.head * a.tile_slots + tile_base + tile;
     float* sum = a.d_q_sum + slot * (queries * D);
     const bool last = turn == visitors.count() - 1;
     barrier_sync(written, backward_threads);
@@ -172,7 +172,7 @@ __device__ void accumulate(const AttentionGradientArguments<uint16_t>& a, const 
         asm volatile("fence.proxy.async;" ::: "memory");
       }
       barrier_sync(sums, sum_threads);
-      uint16_t* d_q = a.d_q.data + (w.start + tile * queries) * a.d_q.stride + at.head * D;
+      uint16_t* d_q = a.d_q.data + (w.start + tile * queries) * a.d_q.stride + w.head * D;
       const int valid = min(queries, w.length - tile * queries);
 #pragma unroll 2
       for (int i = thread; i < queries * D / 4; i += sum_threads) {
@@ -215,8 +215,8 @@ __device__ __forceinline__ void load_sink_keys(const AttentionGradientArguments<
 }
 // dS of a query tile's pairs with up to 64 sinks from `sink` on.
 __device__ __forceinline__ void load_sink_scores(const AttentionGradientArguments<uint16_t>& a, const Work& w,
-                                                 int head, int tile, uint32_t to, int sink, int thread) {
-  const int64_t slot = head * a.tile_slots + slot_base(w.start, w.sequence, query_tile) + tile;
+                                                 int tile, uint32_t to, int sink, int thread) {
+  const int64_t slot = w.head * a.tile_slots + slot_base(w.start, w.sequence, query_tile) + tile;
   const uint16_t* from = a.sink_d_s + slot * queries * a.sink_columns + sink;
   const int chunks = min(static_cast<int>(a.sink_columns), sinks_at_once) / 8;
   for (int i = thread; i < queries * chunks; i += product_threads)
@@ -232,22 +232,22 @@ __device__ __forceinline__ void load_queries(const AttentionGradientArguments<ui
   const int row = at.tile() * queries, valid = w.length - row;
   const int64_t token = w.start + row;
   load_panels<queries, D>(memory + S::q + buffer * queries * D * 2,
-                          a.q.data + token * a.q.stride + at.head * D, a.q.stride, valid, thread);
+                          a.q.data + token * a.q.stride + w.head * D, a.q.stride, valid, thread);
   load_panels<queries, D>(memory + S::d_out + buffer * queries * D * 2,
-                          a.d_out.data + token * a.d_out.stride + at.head * D, a.d_out.stride, valid, thread);
+                          a.d_out.data + token * a.d_out.stride + w.head * D, a.d_out.stride, valid, thread);
   const int r = thread & (queries - 1);
   const bool in_range = r < valid;
   if (thread < queries)
     copy_async_4(memory + S::lse + (buffer * queries + r) * 4,
-                 a.lse.data + at.head * a.lse.stride + token + (in_range ? r : 0), in_range);
+                 a.lse.data + w.head * a.lse.stride + token + (in_range ? r : 0), in_range);
   else if (thread < 2 * queries)
     copy_async_4(memory + S::delta + (buffer * queries + r) * 4,
-                 a.delta + at.head * a.tokens + token + (in_range ? r : 0), in_range);
+                 a.delta + w.head * a.tokens + token + (in_range ? r : 0), in_range);
   else if (thread < 3 * queries && at.masked(w))
     reinterpret_cast<RowBounds*>(generic + S::bounds)[buffer * queries + r] =
-        row_bounds(w.runs, at.head, row + r, w.length);
+        row_bounds(w.runs, w.head, row + r, w.length);
   if (at.at_sinks(a, w))
-    load_sink_scores(a, w, at.head, at.tile(), memory + S::sink_d_s + buffer * queries * 128, 0, thread);
+    load_sink_scores(a, w, at.tile(), memory + S::sink_d_s + buffer * queries * 128, 0, thread);
   copy_async_commit();
 }
 
@@ -309,8 +309,7 @@ __device__ __forceinline__ void multiply_sinks(float (&d_q)[N][4], uint32_t d_s,
 template <int D>
 __device__ __forceinline__ void add_sinks(float (&d_q)[D / 16][4],
                                           const AttentionGradientArguments<uint16_t>& a, const Work& w,
-                                          int head, int tile, uint32_t memory, uint32_t d_s, int group,
-                                          int thread) {
+                                          int tile, uint32_t memory, uint32_t d_s, int group, int thread) {
   const uint32_t k = memory + BackwardShared<D>::sink_k + group * (D == 128 ? sinks_at_once * 128 : 64);
   const int columns = static_cast<int>(a.sink_columns);
   for (int sink = 0;;) {
@@ -323,7 +322,7 @@ __device__ __forceinline__ void add_sinks(float (&d_q)[D / 16][4],
     sink = sink + sinks_at_once < columns ? sink + sinks_at_once : 0;
     barrier_sync(products, product_threads);
     load_sink_keys<D>(a, w, memory, sink, thread);
-    if (sink > 0) load_sink_scores(a, w, head, tile, d_s, sink, thread);
+    if (sink > 0) load_sink_scores(a, w, tile, d_s, sink, thread);
     copy_async_commit();
     copy_async_wait<0>();
     fence_for_async_reads();
@@ -370,6 +369,35 @@ __device__ __forceinline__ void put_sink_gradient(const AttentionGradientArgumen
   }
 }
 
+// Adds the sums of the heads before this one to dK and dV; leaves them to the next head, unless this is the
+// last.
+template <int D>
+__device__ bool add_heads(const AttentionGradientArguments<uint16_t>& a, const Work& w,
+                          float (&d_k)[D / 8][4], float (&d_v)[D / 8][4], int thread) {
+  const int64_t slot = w.kv_head * a.key_slots + slot_base(w.start, w.sequence, key_tile) + w.tile;
+  auto* const sums = reinterpret_cast<float4*>(a.key_sum + slot * (2 * keys * D)) + thread;
+  const auto add = [&](float(&c)[4], int n) {
+    const float4 before = __ldcg(sums + n * product_threads);
+    c[0] += before.x, c[1] += before.y, c[2] += before.z, c[3] += before.w;
+  };
+  if (w.part > 0) {
+    if (thread == 0) wait_for_turn(a.key_turn + slot, w.part);
+    barrier_sync(products, product_threads);
+#pragma unroll
+    for (int n = 0; n < D / 8; ++n) add(d_k[n], n), add(d_v[n], D / 8 + n);
+  }
+  if (w.part + 1 == w.parts) return true;
+#pragma unroll
+  for (int n = 0; n < D / 8; ++n) {
+    __stcg(sums + n * product_threads, {d_k[n][0], d_k[n][1], d_k[n][2], d_k[n][3]});
+    __stcg(sums + (D / 8 + n) * product_threads, {d_v[n][0], d_v[n][1], d_v[n][2], d_v[n][3]});
+  }
+  __threadfence();
+  barrier_sync(products, product_threads);
+  if (thread == 0) pass_turn(a.key_turn + slot, w.part + 1);
+  return false;
+}
+
 template <int D>
 __device__ void multiply(const AttentionGradientArguments<uint16_t>& a, const Work& w, uint32_t memory,
                          char* generic) {
@@ -392,8 +420,8 @@ __device__ void multiply(const AttentionGradientArguments<uint16_t>& a, const Wo
     fence_for_async_reads();
     barrier_sync(products, product_threads);
     const bool masked = at.masked(w), at_sinks = at.at_sinks(a, w);
-    const int head = at.head, tile = at.tile();
-    at.advance(w);
+    const int tile = at.tile();
+    at.advance();
     if (!at.done()) load_queries<D>(a, w, at, memory, generic, buffer ^ 1, thread);
     const uint32_t q = memory + S::q + buffer * queries * D * 2,
                    d_out = memory + S::d_out + buffer * queries * D * 2;
@@ -438,8 +466,7 @@ __device__ void multiply(const AttentionGradientArguments<uint16_t>& a, const Wo
     wgmma_commit();
     wgmma_wait<0>();
     if (at_sinks)
-      add_sinks<D>(d_q, a, w, head, tile, memory, memory + S::sink_d_s + buffer * queries * 128, group,
-                   thread);
+      add_sinks<D>(d_q, a, w, tile, memory, memory + S::sink_d_s + buffer * queries * 128, group, thread);
     barrier_sync(freed, backward_threads);
 #pragma unroll
     for (int r = 0; r < 2; ++r)
@@ -451,7 +478,11 @@ __device__ void multiply(const AttentionGradientArguments<uint16_t>& a, const Wo
     fence_for_async_reads();
     barrier_arrive(written, backward_threads);
   }
+#ifdef SINKLORA_RACECHECK
+  barrier_sync(freed, backward_threads);  // the last arrival, for which nobody has to wait, waits here
+#endif
 
+  if (w.parts > 1 && !add_heads<D>(a, w, d_k, d_v, thread)) return;
   barrier_sync(products, product_threads);
   put_key_gradient<D>(memory + S::k, d_k, a.scale, row, lane);
   put_key_gradient<D>(memory + S::v, d_v, 1.0f, row, lane);
@@ -499,7 +530,7 @@ void launch(const AttentionGradientArguments<uint16_t>& a, cudaStream_t stream) 
       cudaFuncSetAttribute(backward_kernel<D>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared),
       "attention backward");
   const int64_t tiles = (a.max_length + keys - 1) / keys;
-  const unsigned blocks = attention_blocks(tiles * a.num_kv_heads * a.sequences, "attention backward");
+  const unsigned blocks = attention_blocks(tiles * a.num_heads * a.sequences, "attention backward");
   backward_kernel<D><<<blocks, backward_threads, shared, stream>>>(a);
   check_attention(cudaGetLastError(), "attention backward");
 }

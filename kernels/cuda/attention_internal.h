@@ -44,18 +44,21 @@ template <class T>
 struct AttentionGradientArguments : AttentionArguments<T> {
   Rows<const T> d_out;
   Rows<T> d_q, d_k, d_v;
-  float* delta;           // [Hq, T]: sum over d of d_out * out
-  float* d_q_sum;         // [Hq, query tiles, 64, D], swizzled: d_q while key tiles add to it in turn
-  int* turn;              // [Hq, query tiles]: how many key tiles have added
-  int* ticket;            // the next item of work
-  uint16_t* sink_d_s;     // [Hq, query tiles, 64, sink_columns]: dS of the sinks outside the run
-  float* sink_parts;      // [query chunks, Hq, sink_columns, 2, D]: dK, dV of sinks outside the run, by
-                          // chunk
-  float* sink_base;       // [S, Hkv, sinks, 2, D]: dK, dV of sinks inside the run
+  float* delta;        // [Hq, T]: sum over d of d_out * out
+  float* d_q_sum;      // [Hq, query tiles, 64, D], swizzled: d_q while key tiles add to it in turn
+  int* turn;           // [Hq, query tiles]: how many key tiles have added
+  float* key_sum;      // [Hkv, key tiles, 2, 128 D], by thread: dK, dV while query heads add to them in turn
+  int* key_turn;       // [Hkv, key tiles]: how many query heads have added
+  int* ticket;         // the next item of work
+  uint16_t* sink_d_s;  // [Hq, query tiles, 64, sink_columns]: dS of the sinks outside the run
+  float* sink_parts;   // [query chunks, Hq, sink_columns, 2, D]: dK, dV of sinks outside the run, by
+                       // chunk
+  float* sink_base;    // [S, Hkv, sinks, 2, D]: dK, dV of sinks inside the run
   int64_t sink_columns;   // the number of sinks rounded up: 16, or a multiple of 64
   int64_t tile_slots;     // query tiles, unused ones included
+  int64_t key_slots;      // key tiles likewise; 0 where no query heads share a KV head
   int64_t chunk;          // queries of one chunk
-  int64_t heads_at_once;  // KV heads whose work is interleaved
+  int64_t heads_at_once;  // query heads whose work is interleaved
 };
 
 // Hopper's (wgmma); the backward needs delta and what backward_sinks leaves, and backward_finish_sinks after

@@ -8,8 +8,7 @@
 // sum has one order; the price is S and dP computed twice, 14 D FLOP a visible pair and query head instead of
 // 10 D.
 //   query_kernel: dQ of 128 queries, block and walk as forward (attention_mma_forward.cu).
-//   key_kernel: dK and dV of 64 keys, over the query heads of their group and the query tiles of 64 that see
-//   them.
+//   key_kernel: dK and dV of 64 keys, over the query heads of their group and the query tiles that see them.
 //     Sinks are keys that many see: their blocks are the longest, and begin first. Scores are computed
 //     transposed, [keys, queries]. 8 warps: 16 keys each, twice, for the two halves of a query tile; the
 //     halves are added in the end. q and dO are double-buffered through cp.async.

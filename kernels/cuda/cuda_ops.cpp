@@ -46,6 +46,9 @@ void Workspace::reserve(int64_t bytes) {
   memory_.reset();  // waits for the ops that use it
   capacity_ = 0;
   memory_.reset(allocate_device(bytes));
+  // NaNs: what reads scratch that nobody wrote shows in the result.
+  SINKLORA_CUDA(cudaMemset(memory_.get(), 0xff, static_cast<size_t>(bytes)));
+  SINKLORA_CUDA(cudaStreamSynchronize(nullptr));
   capacity_ = bytes;
 }
 

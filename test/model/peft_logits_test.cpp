@@ -24,7 +24,8 @@ std::vector<float> exact_logits(const fs::path& base, const fs::path& adapter_fo
   options.adapters = adapter_specs(adapter);
   options.untie_head = directory.config().tied_embeddings;  // the recorded adapter has two different matrices
   options.frozen_dtype = DType::f64;
-  Llama llama(*ops, directory.config(), options, {.max_tokens = batch.tokens(), .max_context = batch.tokens()});
+  Llama llama(*ops, directory.config(), options,
+              {.max_tokens = batch.tokens(), .max_context = batch.tokens()});
   llama.allocate();
   llama.weights().load(*ops, directory);
   llama.weights().load_adapter(*ops, adapter);

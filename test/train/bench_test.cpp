@@ -14,12 +14,23 @@ TEST_CASE("bench step reports a step of every field that scripts rely on") {
   bench.trainable = "lora";
   bench.warmup = 0;
   bench.steps = 1;
+  bench.profile = true;
   const Json result = bench_step(bench);
   for (const char* key : {"shape", "context", "attention", "recompute", "gpus", "tokens_per_s", "step_ms",
                           "peak_mem_gib", "mfu", "device"})
     CHECK(result.contains(key));
   CHECK(result.at("tokens_per_s").get<double>() ==
         doctest::Approx(16e3 / result.at("step_ms").get<double>()));
+  const Json& profile = result.at("profile");
+  double sum = 0, share = 0;
+  for (const Json& row : profile.at("ops")) {
+    CHECK((row.at("calls") > 0 && row.contains("tflops") && row.contains("gb_per_s")));
+    sum += row.at("ms").get<double>();
+    share += row.at("share").get<double>();
+  }
+  CHECK(share == doctest::Approx(1));
+  CHECK(profile.at("sum_ms").get<double>() == doctest::Approx(sum));
+  CHECK(profile.at("step_ms") >= profile.at("sum_ms"));
   bench.shape = "llama9";
   CHECK_THROWS_AS(bench_step(bench), Error);
 }

@@ -6,7 +6,7 @@
 
 namespace sinklora {
 
-GradientSum::GradientSum(Communicator& ranks, const Weights& weights)
+GradientSum::GradientSum(Communicator& ranks, const Weights& weights, int64_t bucket_bytes)
     : ranks_(ranks), gradients_(weights.gradients.memory()) {
   for (const Parameter& parameter : weights.parameters)
     if (parameter.trained() && parameter.weight.gradient.dtype != DType::f32)
@@ -18,7 +18,7 @@ GradientSum::GradientSum(Communicator& ranks, const Weights& weights)
     end = begin;
   };
   for (auto layer = weights.layers.rbegin(); layer != weights.layers.rend(); ++layer)
-    if (end - layer->gradients_begin >= kBucketBytes || std::next(layer) == weights.layers.rend())
+    if (end - layer->gradients_begin >= bucket_bytes || std::next(layer) == weights.layers.rend())
       cut(layer->gradients_begin);
   cut(0);
 }

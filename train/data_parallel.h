@@ -13,18 +13,18 @@ namespace sinklora {
 
 // Sums the gradients over the ranks, bucket by bucket, while the backward computes those below. The gradients
 // are one memory (Weights::gradients: embedding, layers, final norm, head) and a backward completes it from
-// its end to its beginning; a bucket is as many whole layers as make up kBucketBytes, or what lies above or
+// its end to its beginning; a bucket is as many whole layers as make up `bucket_bytes`, or what lies above or
 // below all layers. Equal buckets in equal order on all ranks, whatever their samples.
 class GradientSum {
  public:
-  GradientSum(Communicator& ranks, const Weights& weights);
+  static constexpr int64_t kBucketBytes = 16 << 20;
+  GradientSum(Communicator& ranks, const Weights& weights, int64_t bucket_bytes = kBucketBytes);
   // Starts the buckets that lie at or behind `first_byte`: what a backward calls (GradientsReady).
   void ready_from(int64_t first_byte);
   // Starts the others and orders the ops that follow behind all.
   void finish();
 
  private:
-  static constexpr int64_t kBucketBytes = 16 << 20;
   struct Bucket {
     int64_t begin, end;  // bytes
   };

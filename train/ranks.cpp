@@ -59,8 +59,11 @@ ExitCode join_ranks(TrainOptions options, const LaunchEnvironment& launch) {
   auto host = make_tcp_communicator(rendezvous_of(launch, SINKLORA_VERSION), waits);
   std::unique_ptr<Ops> ops;
   try {
-    options.processes_here = std::max(1, launch.local_world_size);
     if (options.device == "cuda") options.device_index = own_gpu(launch);
+    // A launcher that does not say: as many as there are GPUs.
+    options.processes_here = launch.local_world_size > 0
+                                 ? launch.local_world_size
+                                 : std::min(launch.world_size, device_count(options.device));
     ops = make_ops(options.device, options.precision, options.device_index);
   } catch (const std::exception& error) {
     host->abort(error.what());

@@ -2,7 +2,7 @@
 
 namespace sinklora {
 
-constexpr int64_t kAlignment = 256;
+constexpr int64_t kAlignment = 64;  // elements: 128 bytes or more, the same elements in every type
 
 Arena::~Arena() {
   if (memory_) place_ == Place::host ? ops_->release_host(memory_) : ops_->release(memory_);
@@ -12,7 +12,17 @@ void Arena::take(Tensor* view, DType dtype, std::initializer_list<int64_t> shape
   if (memory_) fail_internal("arena {}: a tensor was asked for after the allocation", name_);
   const Tensor wanted(nullptr, dtype, shape);
   requests_.push_back({view, wanted, bytes_});
-  bytes_ += (wanted.bytes() + kAlignment - 1) / kAlignment * kAlignment;
+  const int64_t unit = kAlignment * size_of(dtype);
+  bytes_ += (wanted.bytes() + unit - 1) / unit * unit;
+}
+
+Tensor Arena::whole() const {
+  if (!memory_) return {};
+  const DType dtype = requests_.front().shape.dtype;
+  for (const Request& request : requests_)
+    if (request.shape.dtype != dtype)
+      fail_internal("arena {} holds {} and {}", name_, name_of(dtype), name_of(request.shape.dtype));
+  return {memory_, dtype, {bytes_ / size_of(dtype)}, requests_.front().view->device};
 }
 
 void Arena::allocate(Ops& ops) {

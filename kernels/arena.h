@@ -22,6 +22,9 @@ class Arena {
   // Reserves room for a tensor; the view is set when the arena is allocated. `view` must outlive that call.
   void take(Tensor* view, DType dtype, std::initializer_list<int64_t> shape);
   int64_t bytes() const { return bytes_; }
+  // All of an arena of one type, padding included, as a vector; after allocate(). Arenas of different types
+  // whose requests are alike have their tensors at the same elements.
+  Tensor whole() const;
   const std::string& name() const { return name_; }
   Place place() const { return place_; }
   void allocate(Ops& ops);

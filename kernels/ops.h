@@ -195,12 +195,6 @@ class Ops {
                      const Tensor& v, const AdamWStep& step) = 0;
   // Sum over all elements of x^2 in f64 and in a fixed order (NaN and Inf show in it). Waits.
   virtual double sum_of_squares(const Tensor& x) = 0;
-  // The same over several tensors; waits once.
-  virtual double sum_of_squares(std::span<const Tensor> tensors) {
-    double sum = 0;
-    for (const Tensor& x : tensors) sum += sum_of_squares(x);
-    return sum;
-  }
 };
 
 // The CPU backend: `compute` is f32 for work, f64 for the oracle of tests.

@@ -211,16 +211,5 @@ double TimedOps::sum_of_squares(const Tensor& x) {
   time([&] { return Work{"sum of squares", 0, bytes_of({x})}; }, [&] { sum = ops_->sum_of_squares(x); });
   return sum;
 }
-double TimedOps::sum_of_squares(std::span<const Tensor> tensors) {
-  double sum = 0;
-  time(
-      [&] {
-        Work work{"sum of squares"};
-        for (const Tensor& x : tensors) work.bytes += bytes_of({x});
-        return work;
-      },
-      [&] { sum = ops_->sum_of_squares(tensors); });
-  return sum;
-}
 
 }  // namespace sinklora

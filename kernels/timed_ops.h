@@ -82,7 +82,6 @@ class TimedOps final : public Ops {
   void adamw(const Tensor& working, const Tensor& master, const Tensor& gradient, const Tensor& m,
              const Tensor& v, const AdamWStep& step) override;
   double sum_of_squares(const Tensor& x) override;
-  double sum_of_squares(std::span<const Tensor> tensors) override;
 
  private:
   // What a call does, as OpTime counts it.

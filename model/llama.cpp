@@ -48,8 +48,9 @@ Llama::Llama(Ops& ops, const LlamaConfig& config, const ModelOptions& model, con
 }
 
 std::vector<const Arena*> Llama::arenas() const {
-  return {&weights_.frozen,   &weights_.trained, &weights_.gradients, &weights_.moments, &activations_.arena,
-          &activations_.host, &tables_};
+  return {&weights_.frozen,    &weights_.trained,       &weights_.rounded,
+          &weights_.gradients, &weights_.first_moments, &weights_.second_moments,
+          &activations_.arena, &activations_.host,      &tables_};
 }
 
 void Llama::allocate() {
@@ -151,8 +152,7 @@ void Llama::backward(const Batch& batch, const PassContext& pass, const Backward
 }
 
 void Llama::zero_gradients() {
-  for (const Parameter& parameter : weights_.parameters)
-    if (parameter.trained()) ops_.zero(parameter.weight.gradient);
+  if (const Tensor all = weights_.gradients.whole()) ops_.zero(all);
 }
 
 std::vector<float> Llama::logits(const Batch& batch, const AttentionPattern& pattern, int64_t first,

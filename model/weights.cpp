@@ -170,10 +170,10 @@ Weights::Weights(const LlamaConfig& config, const ModelOptions& options, DType a
 void Weights::take(Weight* weight, bool train, std::initializer_list<int64_t> shape, bool matrix) {
   if (!train) return frozen.take(&weight->value, matrix ? options_.frozen_dtype : act_, shape);
   trained.take(&weight->master, stat_, shape);
-  if (act_ != stat_) trained.take(&weight->value, act_, shape);
+  if (act_ != stat_) rounded.take(&weight->value, act_, shape);
   gradients.take(&weight->gradient, stat_, shape);
-  moments.take(&weight->m, stat_, shape);
-  moments.take(&weight->v, stat_, shape);
+  first_moments.take(&weight->m, stat_, shape);
+  second_moments.take(&weight->v, stat_, shape);
 }
 
 void Weights::take_projection(Projection* projection, const std::string& layer,
@@ -198,9 +198,7 @@ void Weights::take_projection(Projection* projection, const std::string& layer,
 
 void Weights::allocate(Ops& ops) {
   frozen.allocate(ops);
-  trained.allocate(ops);
-  gradients.allocate(ops);
-  moments.allocate(ops);
+  for (Arena* arena : {&trained, &rounded, &gradients, &first_moments, &second_moments}) arena->allocate(ops);
   const auto share = [](Weight& weight) {
     if (weight.master && !weight.value) weight.value = weight.master;
   };

@@ -87,8 +87,10 @@ class Weights {
   Weights(const Weights&) = delete;
   Weights& operator=(const Weights&) = delete;
 
-  Arena frozen{"frozen weights"}, trained{"trained weights"}, gradients{"gradients"},
-      moments{"optimizer moments"};
+  // What is trained lies in arenas of one shape: masters, the rounded copies that the forward reads (none
+  // where it reads the masters), gradients and both moments, each tensor at the same elements of all of them.
+  Arena frozen{"frozen weights"}, trained{"trained weights"}, rounded{"their rounded copies"},
+      gradients{"gradients"}, first_moments{"first moments"}, second_moments{"second moments"};
   void allocate(Ops& ops);
 
   Weight embedding;   // [V, H]

@@ -3,18 +3,21 @@
 #include <algorithm>
 #include <cmath>
 #include <numbers>
-#include <vector>
 
 namespace sinklora {
 
+// Padding between tensors is 0 and stays 0: it adds nothing to the norm, and its update is 0.
 double gradient_norm(Ops& ops, const Weights& weights) {
-  std::vector<Tensor> gradients;
-  for (const Parameter& parameter : weights.parameters)
-    if (parameter.trained()) gradients.push_back(parameter.weight.gradient);
-  return std::sqrt(ops.sum_of_squares(gradients));
+  const Tensor all = weights.gradients.whole();
+  return all ? std::sqrt(ops.sum_of_squares(all)) : 0.0;
 }
 
 void update_parameters(Ops& ops, const Weights& weights, const AdamWStep& step) {
+  if (step.weight_decay == 0 && weights.gradients.bytes() > 0) {  // then all elements are treated alike
+    const Tensor masters = weights.trained.whole(), rounded = weights.rounded.whole();
+    return ops.adamw(rounded ? rounded : masters, masters, weights.gradients.whole(),
+                     weights.first_moments.whole(), weights.second_moments.whole(), step);
+  }
   for (const Parameter& parameter : weights.parameters) {
     if (!parameter.trained()) continue;
     AdamWStep own = step;

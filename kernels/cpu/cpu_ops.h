@@ -84,7 +84,6 @@ class CpuOps final : public Ops {
   void adamw(const Tensor& working, const Tensor& master, const Tensor& gradient, const Tensor& m,
              const Tensor& v, const AdamWStep& step) override;
   double sum_of_squares(const Tensor& x) override;
-  using Ops::sum_of_squares;
 
   // What head_cross_entropy takes of this: the most of all ops.
   int64_t head_scratch_bytes(int64_t tokens, int64_t vocabulary, int64_t width, bool gradients) const;

@@ -65,8 +65,7 @@ class CudaOps final : public Ops {
                           double loss_scale) override;
   void adamw(const Tensor& working, const Tensor& master, const Tensor& gradient, const Tensor& m,
              const Tensor& v, const AdamWStep& step) override;
-  double sum_of_squares(const Tensor& x) override { return sum_of_squares({&x, 1}); }
-  double sum_of_squares(std::span<const Tensor> tensors) override;
+  double sum_of_squares(const Tensor& x) override;
 
   cudaStream_t stream() const { return stream_; }
   void* native_stream() const override { return stream_; }

@@ -62,6 +62,8 @@ Gemm::Gemm(cudaStream_t stream) : stream_(stream) {
   SINKLORA_CUDA(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
   workspace_bytes_ = int64_t{major >= 9 ? 32 : 4} << 20;  // what the library's manual asks for
   workspace_.reset(allocate_device(workspace_bytes_));
+  // As all scratch memory: NaNs, so that reading what was not written shows.
+  SINKLORA_CUDA(cudaMemsetAsync(workspace_.get(), 0xff, static_cast<size_t>(workspace_bytes_), stream_));
 }
 
 Gemm::~Gemm() {

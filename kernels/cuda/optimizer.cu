@@ -116,30 +116,23 @@ void CudaOps::adamw(const Tensor& working, const Tensor& master, const Tensor& g
   if (separate && !fused) copy(working, master);
 }
 
-double CudaOps::sum_of_squares(std::span<const Tensor> tensors) {
-  const auto blocks_of = [](const Tensor& x) { return (x.size() + cuda::kSumBlock - 1) / cuda::kSumBlock; };
-  int64_t blocks = 0;
-  for (const Tensor& x : tensors) {
-    cuda::expect(x, "sum_of_squares", x.dtype, x.rows(), x.row_size());
-    cuda::expect_contiguous(x, "sum_of_squares");
-    blocks += blocks_of(x);
-  }
+double CudaOps::sum_of_squares(const Tensor& x) {
+  cuda::expect(x, "sum_of_squares", x.dtype, x.rows(), x.row_size());
+  cuda::expect_contiguous(x, "sum_of_squares");
+  const int64_t blocks = (x.size() + cuda::kSumBlock - 1) / cuda::kSumBlock;
   const int64_t bytes = (blocks + 1) * size_of(DType::f64);
   scratch_.reserve(bytes);
   auto* const total = static_cast<double*>(scratch_.take(bytes));
-  double* sums = total + 1;
-  for (const Tensor& x : tensors) {
-    if (x.size() == 0) continue;
+  if (blocks > 0) {
     cuda::with_type(x.dtype, [&]<class T>(T) {
       const bool packed = cuda::aligned(x) && x.size() % (cuda::kPackBytes / size_of(x.dtype)) == 0;
       cuda::with_pack<T>(packed, [&]<int N>(std::integral_constant<int, N>) {
         cuda::squares_kernel<T, N>
-            <<<cuda::blocks_for(blocks_of(x), "blocks of a sum"), cuda::kThreads, 0, stream_>>>(
-                sums, x.as<T>(), x.size());
+            <<<cuda::blocks_for(blocks, "blocks of a sum"), cuda::kThreads, 0, stream_>>>(
+                total + 1, x.as<T>(), x.size());
       });
     });
     cuda::check_launch("squares_kernel");
-    sums += blocks_of(x);
   }
   cuda::total_kernel<<<1, cuda::kThreads, 0, stream_>>>(total, total + 1, blocks);
   cuda::check_launch("total_kernel");

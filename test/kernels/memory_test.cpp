@@ -29,14 +29,32 @@ TEST_CASE("cpu memory: an arena's views do not overlap and are on the CPU") {
   Tensor a, b;
   arena.take(&a, DType::bf16, {3, 5});
   arena.take(&b, DType::f32, {7});
-  CHECK(arena.bytes() == 512);
+  CHECK(arena.bytes() == 128 + 256);  // 64 elements each
   arena.allocate(*ops);
-  CHECK(static_cast<char*>(b.data) - static_cast<char*>(a.data) == 256);
+  CHECK(static_cast<char*>(b.data) - static_cast<char*>(a.data) == 128);
+  CHECK_THROWS_AS(static_cast<void>(arena.whole()), Error);
   const std::vector<float> host{1, 2, 3, 4, 5, 6, 7};
   ops->upload(b, host.data());
   std::vector<float> back(7);
   ops->download(back.data(), b);
   CHECK(back == host);
+}
+
+TEST_CASE(
+    "cpu memory: arenas of different types whose requests are alike have their tensors at the same "
+    "elements") {
+  const auto ops = make_cpu_ops(DType::f32);
+  Arena wide("wide"), narrow("narrow");
+  Tensor a[3], b[3];
+  const int64_t sizes[] = {5, 130, 64};
+  for (int i = 0; i < 3; ++i)
+    wide.take(&a[i], DType::f32, {sizes[i]}), narrow.take(&b[i], DType::bf16, {sizes[i]});
+  CHECK(!wide.whole());
+  wide.allocate(*ops), narrow.allocate(*ops);
+  CHECK(wide.whole().size() == 64 + 192 + 64);
+  CHECK(narrow.whole().size() == wide.whole().size());
+  for (int i = 0; i < 3; ++i)
+    CHECK((a[i].as<char>() - a[0].as<char>()) / 4 == (b[i].as<char>() - b[0].as<char>()) / 2);
 }
 
 TEST_CASE("cpu copy: every pair of float types rounds once, columns stay apart, other types are only moved") {

@@ -1,7 +1,6 @@
 // All memory of a run: laid out by name before the first step, printed by `plan`, allocated once.
 #pragma once
 
-#include <span>
 #include <string>
 #include <vector>
 
@@ -28,10 +27,6 @@ class Arena {
   const std::string& name() const { return name_; }
   Place place() const { return place_; }
   void allocate(Ops& ops);
-  // All of it, once allocated; bytes between tensors are zero.
-  std::span<std::byte> memory() const {
-    return {static_cast<std::byte*>(memory_), memory_ ? static_cast<size_t>(bytes_) : 0};
-  }
 
  private:
   struct Request {

@@ -5,13 +5,19 @@
 #include "base/hash.h"
 
 namespace sinklora {
+namespace {
+
+std::span<std::byte> bytes_of(const Arena& arena) {
+  const Tensor all = arena.whole();
+  return {all.as<std::byte>(), static_cast<size_t>(all.bytes())};
+}
+
+}  // namespace
 
 GradientSum::GradientSum(Communicator& ranks, const Weights& weights, int64_t bucket_bytes)
-    : ranks_(ranks), gradients_(weights.gradients.memory()) {
-  for (const Parameter& parameter : weights.parameters)
-    if (parameter.trained() && parameter.weight.gradient.dtype != DType::f32)
-      fail_internal("gradients of {} are {}, ranks sum f32", parameter.name,
-                    name_of(parameter.weight.gradient.dtype));
+    : ranks_(ranks), gradients_(bytes_of(weights.gradients)) {
+  if (const Tensor all = weights.gradients.whole(); all && all.dtype != DType::f32)
+    fail_internal("gradients are {}, ranks sum f32", name_of(all.dtype));
   int64_t end = std::ssize(gradients_);
   const auto cut = [&](int64_t begin) {
     if (begin < end) buckets_.push_back({begin, end});
@@ -59,8 +65,9 @@ void check_drift(Communicator& ranks, Ops& ops, const Weights& weights, int64_t 
 
 void share_state(Communicator& ranks, Weights& weights, TrainState& state) {
   if (ranks.world_size() == 1) return;
-  ranks.broadcast(weights.trained.memory(), 0);
-  ranks.broadcast(weights.moments.memory(), 0);
+  for (const Arena* arena :
+       {&weights.trained, &weights.rounded, &weights.first_moments, &weights.second_moments})
+    ranks.broadcast(bytes_of(*arena), 0);
   std::array<int64_t, 3> mine{state.step, state.position, state.tokens};
   std::vector<int64_t> all(mine.size() * static_cast<size_t>(ranks.world_size()));
   ranks.gather_on_host(std::as_bytes(std::span(mine)), std::as_writable_bytes(std::span(all)));

@@ -137,9 +137,8 @@ TEST_CASE("a backward says where gradients are complete, and ranks sum them mean
       for (size_t rank = 0; rank < world_size; ++rank) {
         models.push_back(std::make_unique<ToyModel>(DType::f32, config, options, 20, Recompute::none()));
         Llama& llama = models.back()->llama;
-        const std::span<std::byte> memory = llama.weights().gradients.memory();
-        const std::span<const float> gradients(reinterpret_cast<const float*>(memory.data()),
-                                               memory.size() / sizeof(float));
+        const Tensor all = llama.weights().gradients.whole();
+        const std::span<const float> gradients(all.as<float>(), static_cast<size_t>(all.size()));
         std::vector<std::pair<int64_t, std::vector<float>>> said;
         llama.accumulate_gradients(toy_batch({11, 9}, config.vocab_size, rank), {}, 0.1,
                                    [&](int64_t first_byte) {
@@ -164,7 +163,7 @@ TEST_CASE("a backward says where gradients are complete, and ranks sum them mean
               sum.ready_from(weights.layers[static_cast<size_t>(layer)].gradients_begin);
             sum.finish();
           }
-          const auto* data = reinterpret_cast<const float*>(weights.gradients.memory().data());
+          const auto* data = weights.gradients.whole().as<float>();
           summed[rank].assign(data, data + own[rank].size());
         }));
       for (std::future<void>& sum : sums) sum.get();

@@ -13,6 +13,7 @@
 #include "base/progress.h"
 #include "cli/output.h"
 #include "cli/verbs.h"
+#include "comm/nccl_communicator.h"
 #include "kernels/cpu/blas_info.h"
 
 namespace sinklora {
@@ -36,7 +37,7 @@ Json environment() {
           {"available_memory_bytes", machine.available_memory},
           {"free_disk_bytes", free_bytes(".")},
           {"cuda", "not built"},
-          {"nccl", "not built"},
+          {"nccl", nccl_version()},
           {"settings", settings}};
 }
 

@@ -1,4 +1,4 @@
-#include "train/trainer.h"
+#include "train/ranks.h"
 
 #include <memory>
 
@@ -22,13 +22,14 @@ void add_train(CLI::App& app) {
       "  sinklora train --config run/run.toml --out run2 --attention s2\n"
       "  sinklora train --model tiny --init random --trainable full --attention full --data shards --out "
       "base \\\n"
-      "      --context 256 --batch 16 --lr 2e-3 --steps 2000\n\n"
-      "Exit codes: 0 done, 2 wrong option, 3 broken input, 4 does not fit, 5 non-finite loss, 75 saved on a "
-      "signal.");
+      "      --context 256 --batch 16 --lr 2e-3 --steps 2000\n"
+      "  sinklora train --model llama-2-7b --data shards --out run --device cuda --gpus all\n\n"
+      "TERM, INT and USR1 save and stop; `touch OUT/save-now` saves without stopping.\n"
+      "Exit codes: 0 done, 2 wrong option, 3 broken input, 4 does not fit, 5 non-finite loss, "
+      "6 a rank failed, 75 saved on a signal.");
   verb->callback([verb, options] {
     options->resolved_config = verb->config_to_str(true, true);
-    if (const ExitCode code = train(*options); code != ExitCode::ok)
-      throw CLI::RuntimeError(static_cast<int>(code));
+    if (const int code = train_on_ranks(*options); code != 0) throw CLI::RuntimeError(code);
   });
 }
 

@@ -1,5 +1,7 @@
 #include "cli/train_options.h"
 
+#include <fmt/format.h>
+
 #include "cli/option_checks.h"
 
 namespace sinklora {
@@ -87,14 +89,23 @@ void add_machine_options(CLI::App& verb, TrainOptions& o) {
   add_number(*group, "--memory-limit", o.memory_limit, "GiB of the device to take at most; 0: what is free",
              0, 1e6);
   group
-      ->add_option_function<std::string>(
-          "--gpus",
-          [](const std::string& gpus) {
-            if (gpus != "all" && gpus != "1")
-              throw CLI::ValidationError("--gpus", "this build runs one process; use all or 1");
-          },
-          "GPUs to use")
+      ->add_option(
+          "--gpus", o.gpus,
+          "GPUs of this machine to use: starts a process for each, which takes its part of every step "
+          "(a step then has batch x accumulate x N samples). With --device cpu: N processes that "
+          "share the cores, for tests. Under torchrun, mpirun or srun leave it away")
+      ->check([](const std::string& gpus) -> std::string {
+        const bool number = !gpus.empty() && gpus.size() < 5 && gpus[0] != '0' &&
+                            gpus.find_first_not_of("0123456789") == std::string::npos;
+        return number || gpus == "all" ? ""
+                                       : fmt::format("'{}': wanted all, or a number from 1 to 9999", gpus);
+      })
+      ->capture_default_str()
       ->type_name("all|N");
+  add_number(*group, "--rank-timeout", o.rank_timeout,
+             "seconds that ranks wait for one another; longer than loading or saving takes", 0.1, 1e6);
+  add_count(*group, "--check-every", o.check_every,
+            "steps between comparisons of the trained weights of all ranks; 0: never");
   group->add_flag_function(
       "--deterministic", [](int64_t) {}, "equal runs give equal bits: always on, accepted for scripts");
 }

@@ -1,6 +1,7 @@
 #include "eval/perplexity.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <numeric>
 #include <optional>
@@ -24,11 +25,12 @@ std::optional<Progress> progress_of(bool show, int64_t windows) {
 }  // namespace
 
 Perplexity perplexity_blocks(Llama& model, const Dataset& dataset, const AttentionPattern& pattern,
-                             int64_t batch, bool show_progress) {
+                             int64_t batch, bool show_progress, Communicator* ranks) {
   Perplexity result;
   double sum = 0;
+  const int64_t rank = ranks ? ranks->rank() : 0, world_size = ranks ? ranks->world_size() : 1;
   std::optional<Progress> progress = progress_of(show_progress, dataset.size());
-  for (int64_t first = 0; first < dataset.size(); first += batch) {
+  for (int64_t first = rank * batch; first < dataset.size(); first += world_size * batch) {
     std::vector<Sample> samples;
     std::vector<int64_t> ids;
     for (int64_t i = first; i < std::min(first + batch, dataset.size()); ++i) {
@@ -40,6 +42,13 @@ Perplexity perplexity_blocks(Llama& model, const Dataset& dataset, const Attenti
     result.windows += static_cast<int64_t>(samples.size());
     result.tokens += windows.scored_tokens;
     if (progress) progress->update(static_cast<double>(result.windows));
+  }
+  if (ranks) {
+    std::array<double, 3> sums{sum, static_cast<double>(result.windows), static_cast<double>(result.tokens)};
+    ranks->sum_on_host(sums);
+    sum = sums[0];
+    result.windows = std::llround(sums[1]);
+    result.tokens = std::llround(sums[2]);
   }
   if (result.tokens == 0) fail_input("the evaluation data has no scored position");
   result.nll = sum / static_cast<double>(result.tokens);

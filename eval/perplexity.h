@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <string>
 
+#include "comm/communicator.h"
 #include "model/llama.h"
 
 namespace sinklora {
@@ -16,9 +17,9 @@ struct Perplexity {
 
 // `blocks`: every sample of the dataset is one window, scored where its targets say so; nll is the mean over
 // all scored positions and ppl its exponential. `batch` windows go through the model at once; that changes no
-// window's value beyond rounding.
+// window's value beyond rounding. With `ranks` each takes its share of the batches and all return the whole.
 Perplexity perplexity_blocks(Llama& model, const Dataset& dataset, const AttentionPattern& pattern,
-                             int64_t batch, bool show_progress);
+                             int64_t batch, bool show_progress, Communicator* ranks = nullptr);
 
 // `sliding`, exactly as LongLoRA's eval.py: windows of `context` tokens start at 0, stride, 2 stride ...
 // below length - context, the last start is dropped; each window is a pass of its own scored at all context -

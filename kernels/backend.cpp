@@ -6,18 +6,20 @@
 
 namespace sinklora {
 
-std::unique_ptr<Ops> make_ops(const std::string& device, const std::string& precision) {
+std::unique_ptr<Ops> make_ops(const std::string& device, const std::string& precision, int index) {
   if (precision != "fp32" && precision != "bf16")
     fail_usage("--precision {}: choose bf16 or fp32", precision);
   if (device == "cpu") return make_cpu_ops(DType::f32);
-  if (device == "cuda") return make_cuda_ops(frozen_dtype(precision));
+  if (device == "cuda") return make_cuda_ops(frozen_dtype(precision), index);
   fail_usage("--device {}: choose cpu or cuda", device);
 }
 
+int device_count(const std::string& device) { return device == "cuda" ? cuda_device_count() : 1; }
+
 DType frozen_dtype(const std::string& precision) { return precision == "bf16" ? DType::bf16 : DType::f32; }
 
-int64_t available_memory(const std::string& device) {
-  if (device == "cuda") return cuda_available_memory();
+int64_t available_memory(const std::string& device, int index) {
+  if (device == "cuda") return cuda_available_memory(index);
   return look_at_machine().available_memory;
 }
 

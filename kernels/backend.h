@@ -9,13 +9,16 @@
 namespace sinklora {
 
 // `device`: "cpu" or "cuda". `precision`: "fp32" or "bf16"; on the CPU bf16 means that frozen matrices are
-// kept in bfloat16 (half the memory) and everything is computed in f32.
-std::unique_ptr<Ops> make_ops(const std::string& device, const std::string& precision);
+// kept in bfloat16 (half the memory) and everything is computed in f32. `index`: which GPU.
+std::unique_ptr<Ops> make_ops(const std::string& device, const std::string& precision, int index = 0);
+
+// How many of them there are: GPUs that this process sees; the CPU is one.
+int device_count(const std::string& device);
 
 // The type in which frozen matrices are kept.
 DType frozen_dtype(const std::string& precision);
 
 // Bytes a run on this device may take at most: free device memory, or what the machine or container has left.
-int64_t available_memory(const std::string& device);
+int64_t available_memory(const std::string& device, int index = 0);
 
 }  // namespace sinklora

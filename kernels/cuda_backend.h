@@ -13,6 +13,9 @@ namespace sinklora {
 // the thread that made it.
 std::unique_ptr<Ops> make_cuda_ops(DType activation, int index = 0);
 
+// GPUs that this process sees, at least one.
+int cuda_device_count();
+
 // Free bytes of GPU `index`.
 int64_t cuda_available_memory(int index = 0);
 

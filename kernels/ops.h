@@ -90,6 +90,9 @@ class Ops {
   virtual void zero(const Tensor& to) = 0;
   virtual void copy(const Tensor& to, const Tensor& from) = 0;  // same shape; converts between float dtypes
   virtual void synchronize() = 0;
+  // The queue in which the ops run, as the device's own libraries know it (a cudaStream_t), for whoever must
+  // order other work behind them: communicators. The CPU has none.
+  virtual void* native_stream() const { return nullptr; }
 
   // ---- transfers: tensors that wait in host memory while others are computed
   // --------------------------------------------------------------------------------------------- A slot

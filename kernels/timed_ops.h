@@ -43,6 +43,7 @@ class TimedOps final : public Ops {
   int64_t scratch_bytes(const PassShape& shape) const override { return ops_->scratch_bytes(shape); }
   void reserve_scratch(const PassShape& shape) override { ops_->reserve_scratch(shape); }
   void synchronize() override { ops_->synchronize(); }
+  void* native_stream() const override { return ops_->native_stream(); }
 
   void upload(const Tensor& to, const void* host) override;
   void download(void* host, const Tensor& from) override;

@@ -116,7 +116,8 @@ std::vector<double> Llama::nll(const Batch& batch, const AttentionPattern& patte
   return download_numbers<double>(ops_, nll);
 }
 
-double Llama::accumulate_gradients(const Batch& batch, const AttentionPattern& pattern, double loss_scale) {
+double Llama::accumulate_gradients(const Batch& batch, const AttentionPattern& pattern, double loss_scale,
+                                   const GradientsReady& ready) {
   if (!activations_.training()) fail_internal("this model was laid out for inference");
   const int64_t tokens = batch.tokens();
   const PassContext pass = start(batch, pattern);
@@ -129,12 +130,13 @@ double Llama::accumulate_gradients(const Batch& batch, const AttentionPattern& p
   ops_.zero(g.d_x);
   ops_.rmsnorm_backward(g.d_x, weights_.final_norm.gradient, g.d_normed, activations_.final_x(tokens),
                         activations_.final_reciprocal(tokens), weights_.final_norm.value);
-  backward(batch, pass, g);
+  backward(batch, pass, g, ready);
   const auto losses = download_numbers<double>(ops_, nll);
   return std::accumulate(losses.begin(), losses.end(), 0.0);
 }
 
-void Llama::backward(const Batch& batch, const PassContext& pass, const BackwardScratch& g) {
+void Llama::backward(const Batch& batch, const PassContext& pass, const BackwardScratch& g,
+                     const GradientsReady& ready) {
   const int64_t tokens = batch.tokens();
   for (int64_t layer = config_.num_layers - 1; layer >= 0; --layer) {
     if (activations_.offloads(layer)) ops_.finish_transfer(Activations::slot(layer));
@@ -144,6 +146,7 @@ void Llama::backward(const Batch& batch, const PassContext& pass, const Backward
                        Activations::slot(layer - 1));
     block_backward(ops_, pass, weights_.layers[static_cast<size_t>(layer)], activations_.block(layer, tokens),
                    g, layer > 0 || train_embedding_);
+    if (ready) ready(weights_.layers[static_cast<size_t>(layer)].gradients_begin);
   }
   if (train_embedding_) ops_.embedding_backward(weights_.embedding.gradient, g.d_x, activations_.ids(tokens));
 }

@@ -1,6 +1,7 @@
 // A LLaMA on one backend: weights, activations, and the passes over a batch.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <optional>
 
@@ -21,6 +22,9 @@ struct PassOptions {
   int64_t mlp_tile = kMlpTile;  // tokens that the MLP takes at a time: decides the order of sums
 };
 
+// Hears, as a backward goes down the layers, from which byte on Weights::gradients are complete.
+using GradientsReady = std::function<void(int64_t first_byte)>;
+
 class Llama {
  public:
   // Lays out all memory and allocates nothing; `config.rope` is the scaling in force.
@@ -38,7 +42,8 @@ class Llama {
   // Negative log-likelihood in nats of every target, 0 where it is not scored.
   std::vector<double> nll(const Batch& batch, const AttentionPattern& pattern);
   // Adds the gradients of loss_scale * (sum of nll) and returns the sum of nll, unscaled.
-  double accumulate_gradients(const Batch& batch, const AttentionPattern& pattern, double loss_scale);
+  double accumulate_gradients(const Batch& batch, const AttentionPattern& pattern, double loss_scale,
+                              const GradientsReady& ready = {});
   void zero_gradients();
   // Logits [rows, V] after tokens [first, first + rows) of the batch.
   std::vector<float> logits(const Batch& batch, const AttentionPattern& pattern, int64_t first, int64_t rows);
@@ -46,7 +51,8 @@ class Llama {
  private:
   PassContext start(const Batch& batch, const AttentionPattern& pattern);
   void forward(const Batch& batch, const PassContext& pass);  // up to the final norm
-  void backward(const Batch& batch, const PassContext& pass, const BackwardScratch& g);  // below it
+  void backward(const Batch& batch, const PassContext& pass, const BackwardScratch& g,  // below it
+                const GradientsReady& ready);
 
   Ops& ops_;
   LlamaConfig config_;

@@ -154,6 +154,7 @@ Weights::Weights(const LlamaConfig& config, const ModelOptions& options, DType a
   for (int64_t i = 0; i < config.num_layers; ++i) {
     LayerWeights& layer = layers[static_cast<size_t>(i)];
     const std::string name = layer_name(i);
+    layer.gradients_begin = gradients.bytes();
     take(&layer.attention_norm, norms, {hidden}, false);
     take_projection(&layer.qkv, name + "self_attn.",
                     {{"q_proj", 0, q}, {"k_proj", q, kv}, {"v_proj", q + kv, kv}}, hidden);

@@ -63,12 +63,13 @@ struct Projection {
 };
 
 struct LayerWeights {
-  Weight attention_norm;  // [H]
-  Projection qkv;         // [(Hq + 2 Hkv) D, H]
-  Projection output;      // [H, Hq D]
-  Weight mlp_norm;        // [H]
-  Projection gate_up;     // [2F, H]
-  Projection down;        // [H, F]
+  Weight attention_norm;        // [H]
+  Projection qkv;               // [(Hq + 2 Hkv) D, H]
+  Projection output;            // [H, Hq D]
+  Weight mlp_norm;              // [H]
+  Projection gate_up;           // [2F, H]
+  Projection down;              // [H, F]
+  int64_t gradients_begin = 0;  // its first byte in Weights::gradients, where layers follow one another
 };
 
 // One tensor as a checkpoint names it.

@@ -30,11 +30,14 @@ inline ProgramRun run_program(const std::string& arguments) {
   return run;
 }
 
-// The program under way, silent. It does not outlive this object.
+// The program under way. It does not outlive this object.
 class RunningProgram {
  public:
-  explicit RunningProgram(const std::string& arguments) {
-    const std::string command = "exec '" SINKLORA_PROGRAM "' " + arguments + " >/dev/null 2>&1 </dev/null";
+  // `variables` as for env(1); both its outputs go to the file `output`.
+  explicit RunningProgram(const std::string& arguments, const std::string& output = "/dev/null",
+                          const std::string& variables = "") {
+    const std::string command =
+        "exec env " + variables + " '" SINKLORA_PROGRAM "' " + arguments + " >" + output + " 2>&1 </dev/null";
     process_ = ::fork();
     if (process_ < 0) throw std::runtime_error("cannot fork");
     if (process_ > 0) return;
@@ -48,6 +51,13 @@ class RunningProgram {
   bool running() {
     if (process_ > 0 && ::waitpid(process_, &status_, WNOHANG) == process_) process_ = 0;
     return process_ > 0;
+  }
+  pid_t id() const { return process_; }
+  // Waits for its end; -1: it takes longer, or a signal ended it.
+  int exit_code(double seconds) {
+    for (int i = 0; running(); ++i, ::usleep(5000))
+      if (i * 0.005 > seconds) return -1;
+    return WIFEXITED(status_) ? WEXITSTATUS(status_) : -1;
   }
   // Whether it was still running: false when it had come to its end before.
   bool kill() {

@@ -27,7 +27,7 @@ TrainSetup resolve(const TrainOptions& options) {
   return setup;
 }
 
-Json fingerprint(const TrainOptions& o, const std::string& data_hash) {
+Json fingerprint(const TrainOptions& o, const std::string& data_hash, int world_size) {
   return {{"model", std::filesystem::weakly_canonical(o.model).string()},
           {"init", o.init},
           {"rope_scaling", o.rope_scaling},
@@ -50,8 +50,7 @@ Json fingerprint(const TrainOptions& o, const std::string& data_hash) {
           {"grad_clip", o.grad_clip},
           {"warmup", o.warmup},
           {"schedule", o.schedule},
-          {"batch", o.batch},
-          {"accumulate", o.accumulate},
+          {"batch x accumulate x ranks", o.batch * o.accumulate * world_size},
           {"seed", o.seed},
           {"shuffle", o.shuffle},
           {"precision", o.precision}};

@@ -40,6 +40,12 @@ struct TrainOptions {
   std::string device = "cpu", precision = "fp32", recompute = "auto";
   bool offload = false;       // block inputs wait in host memory; `auto` also does it when it must
   double memory_limit = 0.0;  // GiB of the device that the run may take; 0: what is free
+  // Ranks
+  std::string gpus = "1";     // processes to start on this machine, or "all"
+  double rank_timeout = 600;  // seconds that ranks wait for one another
+  int64_t check_every = 50;   // steps between comparisons of the trained weights; 0: never
+  int device_index = 0;       // the GPU of this process, set by train_on_ranks()
+  int processes_here = 1;     // that share this machine's memory, likewise
   // Output
   std::filesystem::path out;
   std::string resume = "auto";  // auto, never, or a checkpoint directory
@@ -57,8 +63,9 @@ struct TrainSetup {
 };
 TrainSetup resolve(const TrainOptions& options);
 
-// The options that decide the numbers, as text: two runs with equal ones (and equal data) compute the same.
-// Compared field by field on resume.
-Json fingerprint(const TrainOptions& options, const std::string& data_hash);
+// The options that decide the numbers, as text: two runs with equal ones (and equal data) compute the same,
+// but for the order of sums where a step's samples are split otherwise. Compared field by field on resume and
+// between ranks.
+Json fingerprint(const TrainOptions& options, const std::string& data_hash, int world_size);
 
 }  // namespace sinklora

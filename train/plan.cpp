@@ -29,12 +29,13 @@ MemoryPlan lay_out(const TrainOptions& options, const TrainSetup& setup, Ops& op
   plan.lines.push_back(
       {"program and libraries", ops.device() == Device::cpu ? kProcessBytes : kGpuProcessBytes});
   for (const MemoryLine& line : plan.lines) plan.total += line.bytes;
-  plan.available = available_memory(options.device);
+  plan.available = available_memory(options.device, options.device_index);
+  if (ops.device() == Device::cpu) plan.available /= options.processes_here;
   if (options.memory_limit > 0)
     plan.available = std::min(plan.available, static_cast<int64_t>(options.memory_limit * kGiB));
   // Page-locked memory is taken from everyone else on the machine: no more than three quarters of what is
   // free.
-  plan.host_available = plan.host_total > 0 ? available_memory("cpu") / 4 * 3 : 0;
+  plan.host_available = plan.host_total > 0 ? available_memory("cpu") / 4 * 3 / options.processes_here : 0;
   return plan;
 }
 
@@ -123,12 +124,13 @@ MemoryPlan plan_memory(const TrainOptions& options, const TrainSetup& setup, Ops
 }
 
 MemoryPlan plan_memory(const TrainOptions& options) {
-  return plan_memory(options, resolve(options), *make_ops(options.device, options.precision));
+  return plan_memory(options, resolve(options),
+                     *make_ops(options.device, options.precision, options.device_index));
 }
 
 int64_t longest_context(TrainOptions options) {
   constexpr int64_t kStep = 256;
-  const std::unique_ptr<Ops> ops = make_ops(options.device, options.precision);
+  const std::unique_ptr<Ops> ops = make_ops(options.device, options.precision, options.device_index);
   const auto fits = [&](int64_t steps) {
     options.context = steps * kStep;
     return plan_memory(options, resolve(options), *ops).fits();

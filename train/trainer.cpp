@@ -2,16 +2,18 @@
 
 #include <unistd.h>
 
+#include <array>
 #include <chrono>
 #include <cmath>
 #include <csignal>
-#include <numeric>
+#include <optional>
 
 #include "base/progress.h"
 #include "data/tokenizer.h"
 #include "eval/perplexity.h"
 #include "kernels/backend.h"
 #include "train/checkpoint.h"
+#include "train/data_parallel.h"
 #include "train/metrics.h"
 #include "train/optimizer.h"
 
@@ -64,74 +66,109 @@ void prepare_output(const TrainOptions& options) {
 
 class Trainer {
  public:
-  explicit Trainer(const TrainOptions& options)
-      : options_(options), setup_(resolve(options)), ops_(make_ops(options.device, options.precision)) {
+  Trainer(const TrainOptions& options, Ops& ops, Communicator& ranks)
+      : options_(options), setup_(resolve(options)), ops_(ops), ranks_(ranks) {
     const DatasetOptions dataset{options.context, setup_.config.vocab_size, options.separate_documents,
                                  tokenizer_hash(options.model), options.force_tokenizer};
     data_ = open_dataset(options.data, dataset);
     if (!options.eval_data.empty()) eval_data_ = open_dataset(options.eval_data, dataset);
-    fingerprint_ = fingerprint(options, data_->hash());
-    const int64_t samples_per_step = options.batch * options.accumulate;
+    fingerprint_ = fingerprint(options, data_->hash(), ranks.world_size());
+    const int64_t samples_per_step = options.batch * options.accumulate * ranks.world_size();
     steps_ = options.steps > 0
                  ? options.steps
                  : static_cast<int64_t>(std::ceil(options.epochs * static_cast<double>(data_->size()) /
                                                   static_cast<double>(samples_per_step)));
   }
 
-  ExitCode run() {
+  ExitCode run() try {
     build_model();
-    resume();
+    agree_on_run(
+        ranks_, fingerprint_,
+        {{"version", SINKLORA_VERSION},
+         {"device", options_.device},
+         {"vocabulary", fmt::format("{} {}", setup_.config.vocab_size, tokenizer_hash(options_.model))},
+         {"trained parameters", std::to_string(model_->weights().trained_elements())},
+         {"steps", std::to_string(steps_)},
+         {"eval data", eval_data_ ? eval_data_->hash() : "none"},
+         {"eval every", std::to_string(options_.eval_every)},
+         {"check every", std::to_string(options_.check_every)},
+         {"on non-finite", options_.on_nonfinite}});
+    if (first_rank()) resume();
+    share_state(ranks_, model_->weights(), state_);
     const SignalGuard signals;
-    MetricsLog log(options_.out, state_.step);
-    Loader loader(*data_, {options_.batch, options_.accumulate, static_cast<uint64_t>(options_.seed),
-                           options_.shuffle, 0, 1, state_.position});
-    int64_t saved_step = state_.step;
-    started_ = std::chrono::steady_clock::now();
-    first_step_ = state_.step;
-    while (state_.step < steps_ && stop_signal == 0) {
-      const StepMetrics metrics = step(loader);
-      log.write(metrics);
-      if (metrics.step % options_.log_every == 0 || metrics.step == steps_) print_step(metrics);
-      if (options_.eval_every > 0 && eval_data_ && state_.step % options_.eval_every == 0) evaluate();
-      if (options_.save_every > 0 && state_.step % options_.save_every == 0) save(), saved_step = state_.step;
-    }
-    if (saved_step != state_.step) save();
-    write_plot(options_.out / "loss.svg", "training loss", "step", "loss (nats a token)", log.losses());
-    if (stop_signal != 0) {
-      say("signal {}: saved step {}; run the same command again to go on\n", static_cast<int>(stop_signal),
+    const bool stopped = make_steps();
+    if (saved_step_ != state_.step) save();
+    if (first_rank())
+      write_plot(options_.out / "loss.svg", "training loss", "step", "loss (nats a token)", log_->losses());
+    if (stopped)
+      say("{}: saved step {}; run the same command again to go on\n",
+          stop_signal != 0 ? fmt::format("signal {}", static_cast<int>(stop_signal))
+                           : "signal to another rank",
           state_.step);
-      return ExitCode::preempted;
+    else if (eval_data_)
+      evaluate();
+    ranks_.barrier();  // no rank ends, and makes a launcher end the others, before rank 0 has saved
+    if (!stopped)
+      say("done: {} and {}\n", (options_.out / step_directory_name(state_.step)).string(),
+          (options_.out / "loss.svg").string());
+    return stopped ? ExitCode::preempted : ExitCode::ok;
+  } catch (const std::exception& error) {
+    // While the memory of calls under way still lives.
+    ranks_.abort(error.what());
+    try {
+      ranks_.finish();
+    } catch (const std::exception&) {  // the one above says more
     }
-    if (eval_data_) evaluate();
-    say("done: {} and {}\n", (options_.out / step_directory_name(state_.step)).string(),
-        (options_.out / "loss.svg").string());
-    return ExitCode::ok;
+    throw;
   }
 
  private:
   // Prints to the console unless the run is quiet.
   template <class... Args>
   void say(fmt::format_string<Args...> format, Args&&... args) const {
-    if (options_.quiet) return;
+    if (options_.quiet || !first_rank()) return;
     fmt::print(format, std::forward<Args>(args)...);
     std::fflush(stdout);
   }
 
+  bool first_rank() const { return ranks_.rank() == 0; }
+
+  // Whether a signal ended them.
+  bool make_steps() {
+    if (first_rank()) log_.emplace(options_.out, state_.step);
+    Loader loader(*data_, {options_.batch, options_.accumulate, static_cast<uint64_t>(options_.seed),
+                           options_.shuffle, ranks_.rank(), ranks_.world_size(), state_.position});
+    GradientSum sum_gradients(ranks_, model_->weights());
+    saved_step_ = first_step_ = state_.step;
+    started_ = std::chrono::steady_clock::now();
+    while (state_.step < steps_) {
+      const std::optional<StepMetrics> metrics = step(loader, sum_gradients);
+      if (!metrics) return true;
+      if (log_) log_->write(*metrics);
+      if (metrics->step % options_.log_every == 0 || metrics->step == steps_) print_step(*metrics);
+      if (options_.check_every > 0 && state_.step % options_.check_every == 0 && ranks_.world_size() > 1)
+        check_drift(ranks_, ops_, model_->weights(), state_.step);
+      if (options_.eval_every > 0 && eval_data_ && state_.step % options_.eval_every == 0) evaluate();
+      if ((options_.save_every > 0 && state_.step % options_.save_every == 0) || asked_to_save()) save();
+    }
+    return false;
+  }
+
   void build_model() {
-    const MemoryPlan plan = plan_memory(options_, setup_, *ops_);
+    const MemoryPlan plan = plan_memory(options_, setup_, ops_);
     if (!plan.fits())
       fail(ExitCode::does_not_fit,
            "this run needs {}, {} are available; `sinklora plan` with the same options says where it goes",
            format_bytes(static_cast<double>(plan.total)), format_bytes(static_cast<double>(plan.available)));
-    model_ = std::make_unique<Llama>(*ops_, setup_.config, setup_.model,
+    model_ = std::make_unique<Llama>(ops_, setup_.config, setup_.model,
                                      pass_options(options_, setup_, plan.recompute));
     model_->allocate();
     const auto seed = static_cast<uint64_t>(options_.seed);
     if (options_.init == "random")
-      model_->weights().initialize(*ops_, seed);
+      model_->weights().initialize(ops_, seed);
     else
-      model_->weights().load(*ops_, ModelDirectory(options_.model));
-    model_->weights().initialize_adapters(*ops_, seed);
+      model_->weights().load(ops_, ModelDirectory(options_.model));
+    model_->weights().initialize_adapters(ops_, seed);
     say("model      {} ({} layers, hidden {}, {} heads / {} KV heads of {}), RoPE {}\n",
         options_.model.string(), setup_.config.num_layers, setup_.config.hidden_size, setup_.config.num_heads,
         setup_.config.num_kv_heads, setup_.config.head_dim, describe(setup_.config.rope));
@@ -139,9 +176,15 @@ class Trainer {
     say("training   {}: {} parameters\n", options_.trainable,
         format_count(static_cast<double>(model_->weights().trained_elements())));
     say("data       {}\n", data_->describe());
-    say("steps      {} of {} x {} samples ({:.2f} epochs)\n", steps_, options_.accumulate, options_.batch,
-        static_cast<double>(steps_ * options_.accumulate * options_.batch) /
-            static_cast<double>(data_->size()));
+    const int64_t samples = options_.accumulate * options_.batch * ranks_.world_size();
+    say("steps      {} of {} x {} samples{} ({:.2f} epochs)\n", steps_, options_.accumulate, options_.batch,
+        ranks_.world_size() > 1 ? fmt::format(" on each of {} ranks", ranks_.world_size()) : "",
+        static_cast<double>(steps_ * samples) / static_cast<double>(data_->size()));
+    if (ranks_.world_size() > 1 && data_->size() % samples != 0)
+      say("           {} samples are no multiple of {}: all ranks make equally many steps, and one that an "
+          "epoch "
+          "does not fill goes on with the next\n",
+          data_->size(), samples);
     say("memory     {} of {}; {}\n\n", format_bytes(static_cast<double>(plan.total)),
         format_bytes(static_cast<double>(plan.available)),
         describe(plan.recompute, setup_.config.num_layers));
@@ -156,18 +199,25 @@ class Trainer {
       verify_checkpoint(*checkpoint);
     }
     if (checkpoint) {
-      state_ = load_checkpoint(*checkpoint, *ops_, model_->weights(), setup_.config, fingerprint_);
+      state_ = load_checkpoint(*checkpoint, ops_, model_->weights(), setup_.config, fingerprint_);
       say("resuming   {} at step {}\n", checkpoint->string(), state_.step);
     }
     if (!options_.resolved_config.empty())
       write_text_atomically(options_.out / "run.toml", options_.resolved_config);
   }
 
-  StepMetrics step(Loader& loader) {
+  // Nothing is done, and nothing returned, once a rank has been told to stop.
+  std::optional<StepMetrics> step(Loader& loader, GradientSum& sum_gradients) {
     const auto begin = std::chrono::steady_clock::now();
     const std::vector<Batch> batches = loader.next();
-    int64_t scored = 0, tokens = 0;
-    for (const Batch& batch : batches) scored += batch.scored_tokens, tokens += batch.tokens();
+    std::array<double, 3> counts{0, 0, stop_signal != 0 ? 1.0 : 0.0};  // whole numbers below 2^53: exact sums
+    for (const Batch& batch : batches) {
+      counts[0] += static_cast<double>(batch.scored_tokens);
+      counts[1] += static_cast<double>(batch.tokens());
+    }
+    ranks_.sum_on_host(counts);
+    const auto [scored, tokens, stops] = counts;
+    if (stops > 0) return std::nullopt;
 
     StepMetrics metrics;
     metrics.step = state_.step + 1;
@@ -175,44 +225,54 @@ class Trainer {
     metrics.learning_rate =
         learning_rate(options_.schedule, options_.learning_rate, metrics.step, options_.warmup, steps_);
     if (scored > 0) {
-      model_->zero_gradients();
-      double sum = 0;
-      for (const Batch& batch : batches)
-        if (batch.scored_tokens > 0)
-          sum += model_->accumulate_gradients(batch, setup_.pattern, 1.0 / static_cast<double>(scored));
-      metrics.loss = sum / static_cast<double>(scored);
-      metrics.grad_norm = gradient_norm(*ops_, model_->weights());
+      metrics.loss = gradients_of(batches, scored, sum_gradients) / scored;
+      metrics.grad_norm = gradient_norm(ops_, model_->weights());
     }
     metrics.skipped = scored == 0 || !update(metrics, batches);
     state_.step += 1;
     state_.position = loader.position();
-    state_.tokens += tokens;
+    state_.tokens += std::llround(tokens);
     metrics.tokens = state_.tokens;
     metrics.step_ms = 1000 * std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-    metrics.tokens_per_s = 1000 * static_cast<double>(tokens) / metrics.step_ms;
+    metrics.tokens_per_s = 1000 * tokens / metrics.step_ms;
     metrics.mem_gib = peak_memory_gib();
     return metrics;
   }
 
-  // False when the step is left out because its numbers are not finite.
+  // Of the mean over the scored tokens of all ranks. Returns the sum of their losses.
+  double gradients_of(const std::vector<Batch>& batches, double scored, GradientSum& sum_gradients) {
+    model_->zero_gradients();
+    const Batch* last = nullptr;  // during whose backward gradients become complete
+    for (const Batch& batch : batches)
+      if (batch.scored_tokens > 0) last = &batch;
+    const GradientsReady ready = [&](int64_t first_byte) { sum_gradients.ready_from(first_byte); };
+    double sum = 0;
+    for (const Batch& batch : batches)
+      if (batch.scored_tokens > 0)
+        sum += model_->accumulate_gradients(batch, setup_.pattern, 1.0 / scored,
+                                            &batch == last ? ready : GradientsReady());
+    sum_gradients.finish();
+    ranks_.sum_on_host({&sum, 1});
+    return sum;
+  }
+
+  // The same on all ranks, which hold the same numbers. False when the step is left out because its numbers
+  // are not finite.
   bool update(const StepMetrics& metrics, const std::vector<Batch>& batches) {
     if (!std::isfinite(metrics.loss) || !std::isfinite(metrics.grad_norm)) {
-      std::string samples;
-      for (const Batch& batch : batches)
-        for (const int64_t id : batch.sample_ids) samples += fmt::format(" {}", id);
-      const std::string what = fmt::format("step {}: loss {}, gradient norm {}; samples{}", metrics.step,
-                                           metrics.loss, metrics.grad_norm, samples);
+      const std::string what = fmt::format("step {}: loss {}, gradient norm {}; samples of {}", metrics.step,
+                                           metrics.loss, metrics.grad_norm, samples_of_all(ranks_, batches));
       if (options_.on_nonfinite == "stop" || ++skips_ >= kMostSkips)
         fail(ExitCode::non_finite,
              "{}. Nothing was updated; lower --lr, look at these samples, or use --on-nonfinite skip", what);
-      fmt::print(stderr, "{}: skipped\n", what);
+      if (first_rank()) fmt::print(stderr, "{}: skipped\n", what);
       return false;
     }
     skips_ = 0;
     // As torch's clip_grad_norm_ has it, its small constant included.
     const double clip =
         options_.grad_clip > 0 ? std::min(1.0, options_.grad_clip / (metrics.grad_norm + 1e-6)) : 1.0;
-    update_parameters(*ops_, model_->weights(),
+    update_parameters(ops_, model_->weights(),
                       {metrics.learning_rate, options_.beta1, options_.beta2, options_.epsilon,
                        options_.weight_decay, metrics.step, clip});
     return true;
@@ -226,29 +286,59 @@ class Trainer {
 
   void evaluate() {
     const Perplexity result =
-        perplexity_blocks(*model_, *eval_data_, AttentionPattern{}, options_.batch, false);
+        perplexity_blocks(*model_, *eval_data_, AttentionPattern{}, options_.batch, false, &ranks_);
     say("eval  step {} | blocks, full attention, context {} | nll {:.5f} | ppl {:.3f}\n", state_.step,
         options_.context, result.nll, result.ppl);
   }
 
-  void save() { save_checkpoint(options_, *ops_, model_->weights(), setup_.config, state_, fingerprint_); }
+  // Rank 0 has everything that goes into a checkpoint; the others wait for it in the next step.
+  void save() {
+    if (first_rank()) save_checkpoint(options_, ops_, model_->weights(), setup_.config, state_, fingerprint_);
+    saved_step_ = state_.step;
+  }
+
+  bool asked_to_save() const {
+    const fs::path trigger = options_.out / "save-now";
+    std::error_code error;
+    if (!first_rank() || !fs::remove(trigger, error)) {
+      if (error) fail_usage("{}: cannot be removed: {}", trigger.string(), error.message());
+      return false;
+    }
+    say("saving step {} because of {}\n", state_.step, trigger.string());
+    return true;
+  }
 
   const TrainOptions& options_;
   TrainSetup setup_;
-  std::unique_ptr<Ops> ops_;
+  Ops& ops_;
+  Communicator& ranks_;
   std::unique_ptr<Dataset> data_, eval_data_;
   Json fingerprint_;
-  int64_t steps_ = 0, first_step_ = 0, skips_ = 0;
+  int64_t steps_ = 0, first_step_ = 0, saved_step_ = 0, skips_ = 0;
   std::unique_ptr<Llama> model_;
   TrainState state_;
+  std::optional<MetricsLog> log_;  // of rank 0
   std::chrono::steady_clock::time_point started_;
 };
 
 }  // namespace
 
 ExitCode train(const TrainOptions& options) {
-  prepare_output(options);  // first: nothing is loaded before it is known that results can be kept
-  return Trainer(options).run();
+  const auto ops = make_ops(options.device, options.precision);
+  const auto alone = make_single_communicator();
+  return train(options, *ops, *alone);
+}
+
+ExitCode train(const TrainOptions& options, Ops& ops, Communicator& ranks) {
+  std::unique_ptr<Trainer> trainer;
+  try {  // first: nothing is loaded before it is known that results can be kept
+    if (ranks.rank() == 0) prepare_output(options);
+    trainer = std::make_unique<Trainer>(options, ops, ranks);
+  } catch (const std::exception& error) {
+    ranks.abort(error.what());
+    throw;
+  }
+  return trainer->run();
 }
 
 }  // namespace sinklora

@@ -1,15 +1,18 @@
 // The training loop.
 #pragma once
 
+#include "comm/communicator.h"
 #include "model/llama.h"
 #include "train/options.h"
 
 namespace sinklora {
 
 // Runs a fine-tune (or a pretraining) to its last step and leaves OUT with checkpoints, metrics.jsonl and
-// loss.svg. Returns ExitCode::ok, or ExitCode::preempted when a signal (TERM, INT, USR1) made it save and
-// stop.
+// loss.svg; a file OUT/save-now makes it save. Returns ExitCode::ok, or ExitCode::preempted when a signal
+// (TERM, INT, USR1) made it save and stop.
 ExitCode train(const TrainOptions& options);
+// The same as one rank of several: every rank calls it with the same options. Rank 0 alone writes and speaks.
+ExitCode train(const TrainOptions& options, Ops& ops, Communicator& ranks);
 
 // One line of the memory table of a run.
 struct MemoryLine {

@@ -83,11 +83,9 @@ void expect_contiguous(const Tensor& tensor, std::string_view name) {
 CudaOps::CudaOps(DType activation, int device_index) : activation_(activation) {
   if (activation != DType::f32 && activation != DType::bf16)
     fail_internal("the CUDA backend computes in f32 and bf16, not in {}", name_of(activation));
-  int count = 0;
-  const cudaError_t code = cudaGetDeviceCount(&count);
-  if (code != cudaSuccess || device_index >= count)
-    fail_usage("--device cuda: GPU {} was asked for, {} are there ({}); use --device cpu", device_index,
-               count, cudaGetErrorString(code));
+  if (const int count = cuda_device_count(); device_index < 0 || device_index >= count)
+    fail_usage("--device cuda: GPU {} was asked for, {} are there; use fewer, or --device cpu", device_index,
+               count);
   SINKLORA_CUDA(cudaSetDevice(device_index));
   SINKLORA_CUDA(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
   gemm_ = std::make_unique<cuda::Gemm>(stream_);
@@ -263,6 +261,14 @@ int64_t CudaOps::scratch_held() const {
 
 std::unique_ptr<Ops> make_cuda_ops(DType activation, int index) {
   return std::make_unique<CudaOps>(activation, index);
+}
+
+int cuda_device_count() {
+  int count = 0;
+  const cudaError_t code = cudaGetDeviceCount(&count);
+  if (code != cudaSuccess || count < 1)
+    fail_usage("--device cuda: no GPU is there ({}); use --device cpu", cudaGetErrorString(code));
+  return count;
 }
 
 int64_t cuda_available_memory(int index) {

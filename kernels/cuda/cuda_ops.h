@@ -68,6 +68,7 @@ class CudaOps final : public Ops {
   double sum_of_squares(const Tensor& x) override;
 
   cudaStream_t stream() const { return stream_; }
+  void* native_stream() const override { return stream_; }
   // The algorithms that cuBLASLt chose so far, one line per shape.
   std::string describe_plans() const { return gemm_->describe_plans(); }
   // Scratch memory held now, cuBLASLt's own included.

@@ -2,15 +2,17 @@
 #include "kernels/cuda_backend.h"
 
 namespace sinklora {
+namespace {
 
-std::unique_ptr<Ops> make_cuda_ops(DType, int) {
+[[noreturn]] void refuse() {
   fail_usage(
       "--device cuda: this build has no CUDA backend; build with nvcc 12 or later, or use --device cpu");
 }
 
-int64_t cuda_available_memory(int) {
-  fail_usage(
-      "--device cuda: this build has no CUDA backend; build with nvcc 12 or later, or use --device cpu");
-}
+}  // namespace
+
+std::unique_ptr<Ops> make_cuda_ops(DType, int) { refuse(); }
+int cuda_device_count() { refuse(); }
+int64_t cuda_available_memory(int) { refuse(); }
 
 }  // namespace sinklora

@@ -7,34 +7,20 @@
 #include "base/json.h"
 #include "base/random.h"
 #include "test/temporary.h"
+#include "test/train/toy_inputs.h"
 #include "train/checkpoint.h"
 #include "train/metrics.h"
 #include "train/optimizer.h"
 #include "train/trainer.h"
 
 using namespace sinklora;
-using sinklora::test::TemporaryDirectory;
+using namespace sinklora::test;
 
 namespace {
 
-constexpr int64_t kContext = 24, kVocab = 67;
-
 // A model directory that holds only a config, and a token stream with repeated phrases to learn.
 void write_inputs(const TemporaryDirectory& folder) {
-  std::filesystem::create_directory(folder / "model");
-  const Json config{{"architectures", {"LlamaForCausalLM"}},
-                    {"model_type", "llama"},
-                    {"vocab_size", kVocab},
-                    {"hidden_size", 32},
-                    {"intermediate_size", 48},
-                    {"num_hidden_layers", 2},
-                    {"num_attention_heads", 4},
-                    {"num_key_value_heads", 2},
-                    {"max_position_embeddings", kContext},
-                    {"rms_norm_eps", 1e-6},
-                    {"hidden_act", "silu"},
-                    {"torch_dtype", "float32"}};
-  std::ofstream(folder / "model/config.json") << config.dump();
+  write_toy_config(folder / "model");
   std::ofstream data(folder / "data.bin", std::ios::binary);
   const RandomStream random(1, "data");
   for (uint64_t i = 0; i < 40 * kContext; ++i) {
@@ -191,15 +177,7 @@ TEST_CASE("a non-finite gradient stops the run before anything is updated, or is
   o.epsilon = 1e-30;
   train(o);  // one absurd step, so that the next loss may be anything; make it NaN for certain
   const auto checkpoint = o.out / step_directory_name(1);
-  {
-    const ModelDirectory model(checkpoint);
-    std::vector<float> numbers(static_cast<size_t>(model.info("model.norm.weight").elements()), NAN);
-    const SafetensorsFile file(checkpoint / "model.safetensors");
-    std::fstream raw(checkpoint / "model.safetensors", std::ios::in | std::ios::out | std::ios::binary);
-    raw.seekp(file.find("model.norm.weight")->offset);
-    raw.write(reinterpret_cast<const char*>(numbers.data()),
-              static_cast<std::streamsize>(numbers.size() * 4));
-  }
+  poison(checkpoint);
   TrainOptions poisoned = base_options(folder, "poisoned");
   poisoned.init = "checkpoint";
   poisoned.model = checkpoint;

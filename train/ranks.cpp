@@ -1,0 +1,93 @@
+#include "train/ranks.h"
+
+#include <stdlib.h>
+
+#include <algorithm>
+#include <fstream>
+
+#include "base/machine.h"
+#include "comm/launch_environment.h"
+#include "comm/launcher.h"
+#include "comm/nccl_communicator.h"
+#include "kernels/backend.h"
+#include "train/trainer.h"
+
+namespace sinklora {
+namespace {
+
+constexpr double kSilence =
+    60;  // seconds; heartbeats come from a thread of their own, so that loading counts not
+constexpr double kGrace = 30;
+
+// The command line that started this process.
+std::vector<std::string> own_command() {
+  std::vector<std::string> words;
+  std::ifstream file("/proc/self/cmdline", std::ios::binary);
+  for (std::string word; std::getline(file, word, '\0');) words.push_back(word);
+  if (words.empty()) fail_internal("/proc/self/cmdline cannot be read");
+  words[0] = std::filesystem::read_symlink("/proc/self/exe").string();
+  return words;
+}
+
+int start_ranks(const TrainOptions& options) {
+  int ranks = device_count(options.device);
+  if (options.gpus != "all") {
+    const int wanted = std::stoi(options.gpus);
+    if (options.device == "cuda" && wanted > ranks)
+      fail_usage("--gpus {}: this machine shows {}; use fewer, or --gpus all", wanted, ranks);
+    ranks = wanted;
+  }
+  if (ranks == 1) return static_cast<int>(train(options));
+  // Unless the user has said otherwise the ranks share the cores evenly.
+  const int64_t threads = std::max<int64_t>(1, look_at_machine().cpus / ranks);
+  ::setenv("OMP_NUM_THREADS", std::to_string(threads).c_str(), 0);
+  return launch_ranks({own_command(), ranks});
+}
+
+// A launcher may show each of its processes one GPU only, and then that is number 0.
+int own_gpu(const LaunchEnvironment& launch) {
+  const int count = device_count("cuda");
+  return (launch.local_rank < 0 ? launch.rank : launch.local_rank) % count;
+}
+
+ExitCode join_ranks(TrainOptions options, const LaunchEnvironment& launch) {
+  CommunicatorOptions waits;
+  waits.timeout_s = options.rank_timeout;
+  waits.silence_s = std::min(kSilence, options.rank_timeout);
+  waits.grace_s = kGrace;
+  waits.flight_directory = options.out;
+  auto host = make_tcp_communicator(rendezvous_of(launch, SINKLORA_VERSION), waits);
+  std::unique_ptr<Ops> ops;
+  try {
+    if (options.device == "cuda") options.device_index = own_gpu(launch);
+    // A launcher that does not say: as many as there are GPUs.
+    options.processes_here = launch.local_world_size > 0
+                                 ? launch.local_world_size
+                                 : std::min(launch.world_size, device_count(options.device));
+    ops = make_ops(options.device, options.precision, options.device_index);
+  } catch (const std::exception& error) {
+    host->abort(error.what());
+    throw;
+  }
+  std::unique_ptr<Communicator> ranks;
+  if (options.device == "cuda")
+    ranks = make_nccl_communicator(std::move(host), options.device_index, ops->native_stream(), waits);
+  else
+    ranks = std::move(host);
+  return train(options, *ops, *ranks);
+}
+
+}  // namespace
+
+int train_on_ranks(TrainOptions options) {
+  const LaunchEnvironment launch = detect_launch(process_variables());
+  if (launch.launcher == "none") return start_ranks(options);
+  if (options.gpus != "all" && options.gpus != "1" && launch.local_world_size > 0 &&
+      std::stoi(options.gpus) != launch.local_world_size)
+    fail_usage("--gpus {}: {} has started {} processes on this machine; leave --gpus away", options.gpus,
+               launch.launcher, launch.local_world_size);
+  if (launch.rank == 0 && !options.quiet) fmt::print("launched   {}\n", launch.description);
+  return static_cast<int>(launch.world_size == 1 ? train(options) : join_ranks(options, launch));
+}
+
+}  // namespace sinklora

@@ -11,8 +11,8 @@ namespace sinklora {
 class Session {
  public:
   virtual ~Session() = default;
-  // Appends tokens and returns the logits [V] after the last one. Throws Error(input) when the model's context
-  // is full.
+  // Appends tokens and returns the logits [V] after the last one. Throws Error(input) when the model's
+  // context is full.
   virtual std::vector<float> extend(std::span<const int32_t> ids) = 0;
   // Forgets everything.
   virtual void reset() = 0;

@@ -101,6 +101,10 @@ void Llama::forward(const Batch& batch, const PassContext& pass) {
     previous = a.x_mid;
     previous_delta = a.delta;
   }
+  final_norm(tokens, previous, previous_delta);
+}
+
+void Llama::final_norm(int64_t tokens, const Tensor& previous, const Tensor& previous_delta) {
   ops_.residual_rmsnorm_forward(activations_.final_x(tokens), activations_.final_normed(tokens),
                                 activations_.final_reciprocal(tokens), previous, previous_delta,
                                 weights_.final_norm.value, config_.rms_norm_eps);
@@ -156,13 +160,43 @@ std::vector<float> Llama::logits(const Batch& batch, const AttentionPattern& pat
                                  int64_t rows) {
   const PassContext pass = start(batch, pattern);
   forward(batch, pass);
+  return head_logits(activations_.final_normed(batch.tokens()).row_slice(first, rows));
+}
+
+std::vector<float> Llama::head_logits(const Tensor& normed) {
   Arena scratch("logits");
   Tensor logits;
-  scratch.take(&logits, ops_.activation_dtype(), {rows, config_.vocab_size});
+  scratch.take(&logits, ops_.activation_dtype(), {normed.rows(), config_.vocab_size});
   scratch.allocate(ops_);
-  ops_.linear_forward(logits, {}, activations_.final_normed(batch.tokens()).row_slice(first, rows),
-                      {weights_.head.value, {}});
+  ops_.linear_forward(logits, {}, normed, {weights_.head.value, {}});
   return download_numbers<float>(ops_, logits);
+}
+
+std::vector<float> Llama::extend(std::span<const int32_t> ids, KvCache& cache) {
+  const auto tokens = static_cast<int64_t>(ids.size());
+  const int64_t first = cache.next_position();
+  if (tokens < 1 || tokens > activations_.max_tokens() || first + tokens > options_.max_context)
+    fail_internal("{} tokens from position {}; memory was laid out for {}, RoPE tables for {}", tokens, first,
+                  activations_.max_tokens(), options_.max_context);
+  std::vector<int32_t> positions(ids.size());
+  std::iota(positions.begin(), positions.end(), narrow<int32_t>(first, "position"));
+  const SequenceView view{{}, activations_.positions(tokens), 1, tokens};
+  ops_.upload(activations_.ids(tokens), ids.data());
+  ops_.upload(view.positions, positions.data());
+  const PassContext pass{config_, {}, view, cosines_, sines_, options_.mlp_tile};
+
+  Tensor previous = activations_.block(0, tokens).x, previous_delta;
+  ops_.embedding_forward(previous, weights_.embedding.value, activations_.ids(tokens));
+  for (int64_t layer = 0; layer < config_.num_layers; ++layer) {
+    const BlockActivations a = activations_.block(layer, tokens);
+    block_extend(ops_, pass, weights_.layers[static_cast<size_t>(layer)], a, previous, previous_delta,
+                 cache.step(layer, tokens));
+    previous = a.x_mid;
+    previous_delta = a.delta;
+  }
+  cache.advance(tokens);
+  final_norm(tokens, previous, previous_delta);
+  return head_logits(activations_.final_normed(tokens).row_slice(tokens - 1, 1));
 }
 
 }  // namespace sinklora

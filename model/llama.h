@@ -3,10 +3,12 @@
 
 #include <memory>
 #include <optional>
+#include <span>
 
 #include "data/dataset.h"
 #include "model/activations.h"
 #include "model/block.h"
+#include "model/kv_cache.h"
 #include "model/weights.h"
 
 namespace sinklora {
@@ -42,10 +44,18 @@ class Llama {
   void zero_gradients();
   // Logits [rows, V] after tokens [first, first + rows) of the batch.
   std::vector<float> logits(const Batch& batch, const AttentionPattern& pattern, int64_t first, int64_t rows);
+  // Adds tokens to the sequence that the cache remembers and returns the logits [V] after the last one. Like
+  // all passes with full attention; what was evicted is not seen. At most max_tokens and cache.chunk() at
+  // once.
+  std::vector<float> extend(std::span<const int32_t> ids, KvCache& cache);
+  int64_t max_tokens() const { return options_.max_tokens; }
+  int64_t max_context() const { return options_.max_context; }
 
  private:
+  std::vector<float> head_logits(const Tensor& normed);
   PassContext start(const Batch& batch, const AttentionPattern& pattern);
   void forward(const Batch& batch, const PassContext& pass);  // up to the final norm
+  void final_norm(int64_t tokens, const Tensor& previous, const Tensor& previous_delta);
   void backward(const Batch& batch, const PassContext& pass, const BackwardScratch& g);  // below it
 
   Ops& ops_;

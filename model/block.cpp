@@ -104,19 +104,23 @@ void block_forward(Ops& ops, const PassContext& pass, const LayerWeights& w, con
 }
 
 void block_extend(Ops& ops, const PassContext& pass, const LayerWeights& w, const BlockActivations& a,
-                  const Tensor& previous, const Tensor& previous_delta, const CacheStep& step) {
+                  const Tensor& previous, const Tensor& previous_delta, std::span<const CacheStep> steps) {
   const LlamaConfig& c = pass.config;
   const Heads heads(c, a.qkv);
   ops.residual_rmsnorm_forward(a.x, a.attention_normed, a.attention_reciprocal, previous, previous_delta,
-                               w.attention_norm.value, c.rms_norm_eps);    // [n, H]
-  ops.linear_forward(a.qkv, a.qkv_u, a.attention_normed, w.qkv.linear());  // [n, (Hq + 2 Hkv) D]
-  ops.rope(step.cache.ranks ? heads.q : heads.qk, pass.sequences.positions, pass.cosines, pass.sines,
+                               w.attention_norm.value, c.rms_norm_eps);    // [T, H]
+  ops.linear_forward(a.qkv, a.qkv_u, a.attention_normed, w.qkv.linear());  // [T, (Hq + 2 Hkv) D]
+  ops.rope(steps.front().cache.ranks ? heads.q : heads.qk, pass.sequences.positions, pass.cosines, pass.sines,
            c.head_dim, false);
-  ops.cached_attention(a.attention, a.lse, step.new_mass, heads.q, heads.k, heads.v, step.cache, pass.cosines,
-                       pass.sines, c.head_dim);  // [n, Hq D]
-  ops.append_to_cache(step.cache, heads.k, heads.v, step.new_mass, step.first_position, step.keep);
-  output_forward(ops, pass, w, a);  // [n, H]
-  mlp_forward(ops, pass, w, a);     // [n, H]
+  for (const CacheStep& step : steps) {
+    const auto own = [&](const Tensor& whole) { return whole.row_slice(step.first_row, step.rows); };
+    const Tensor k = own(heads.k), v = own(heads.v);
+    ops.cached_attention(own(a.attention), a.lse.column_slice(step.first_row, step.rows), step.new_mass,
+                         own(heads.q), k, v, step.cache, pass.cosines, pass.sines, c.head_dim);  // [T, Hq D]
+    ops.append_to_cache(step.cache, k, v, step.new_mass, step.first_position, step.keep);
+  }
+  output_forward(ops, pass, w, a);  // [T, H]
+  mlp_forward(ops, pass, w, a);     // [T, H]
 }
 
 void block_backward(Ops& ops, const PassContext& pass, const LayerWeights& w, const BlockActivations& a,

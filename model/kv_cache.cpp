@@ -29,11 +29,11 @@ KvCache::KvCache(Ops& ops, const LlamaConfig& config, const KvCachePolicy& polic
   scratch_.allocate(ops);
 }
 
-CacheStep KvCache::step(int64_t layer, int64_t tokens) const {
+CacheStep KvCache::step(int64_t layer, int64_t first_row, int64_t tokens) const {
   if (tokens < 1 || tokens > chunk_ || (!policy_.evicts && length_ + tokens > policy_.capacity))
     fail_internal("{} tokens for a KV cache that holds {} of {}, in chunks of {}", tokens, length_,
                   policy_.capacity, chunk_);
-  CacheStep step{layers_[static_cast<size_t>(layer)], policy_.keep, {}, length_};
+  CacheStep step{layers_[static_cast<size_t>(layer)], policy_.keep, {}, length_, first_row, tokens};
   step.cache.count = count();
   if (new_mass_) step.new_mass = {new_mass_.data, new_mass_.dtype, {num_kv_heads_, tokens}, new_mass_.device};
   return step;

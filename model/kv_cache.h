@@ -38,8 +38,9 @@ class KvCache {
   int64_t bytes() const { return arena_.bytes(); }
   void clear() { length_ = 0; }
 
-  // For the next `tokens` tokens, in a layer; and after all layers have seen them.
-  CacheStep step(int64_t layer, int64_t tokens) const;
+  // For the next `tokens` tokens, from `first_row` of a pass on, in a layer; and after all layers have seen
+  // them.
+  CacheStep step(int64_t layer, int64_t first_row, int64_t tokens) const;
   void advance(int64_t tokens) { length_ += tokens; }
 
  private:

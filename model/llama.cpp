@@ -172,31 +172,57 @@ std::vector<float> Llama::head_logits(const Tensor& normed) {
   return download_numbers<float>(ops_, logits);
 }
 
-std::vector<float> Llama::extend(std::span<const int32_t> ids, KvCache& cache) {
+PassContext Llama::start(std::span<const Continuation> batch) {
+  std::vector<int32_t> ids, positions;
+  for (const auto& [added, cache] : batch) {
+    const auto tokens = static_cast<int64_t>(added.size());
+    const int64_t first = cache->next_position();
+    if (tokens < 1 || first + tokens > options_.max_context)
+      fail_internal("{} tokens from position {}; the RoPE tables hold {}", tokens, first,
+                    options_.max_context);
+    if (cache->policy().positions != batch.front().cache->policy().positions)
+      fail_internal("a batch of caches, some with original positions and some with positions by index");
+    for (int64_t i = 0; i < tokens; ++i) {
+      ids.push_back(added[static_cast<size_t>(i)]);
+      positions.push_back(narrow<int32_t>(first + i, "position"));
+    }
+  }
   const auto tokens = static_cast<int64_t>(ids.size());
-  const int64_t first = cache.next_position();
-  if (tokens < 1 || tokens > activations_.max_tokens() || first + tokens > options_.max_context)
-    fail_internal("{} tokens from position {}; memory was laid out for {}, RoPE tables for {}", tokens, first,
-                  activations_.max_tokens(), options_.max_context);
-  std::vector<int32_t> positions(ids.size());
-  std::iota(positions.begin(), positions.end(), narrow<int32_t>(first, "position"));
-  const SequenceView view{{}, activations_.positions(tokens), 1, tokens};
+  if (tokens < 1 || tokens > activations_.max_tokens())
+    fail_internal("{} tokens in one pass; memory was laid out for {}", tokens, activations_.max_tokens());
   ops_.upload(activations_.ids(tokens), ids.data());
-  ops_.upload(view.positions, positions.data());
-  const PassContext pass{config_, {}, view, cosines_, sines_, options_.mlp_tile};
+  ops_.upload(activations_.positions(tokens), positions.data());
+  return {config_, {}, {{}, activations_.positions(tokens)}, cosines_, sines_, options_.mlp_tile};
+}
 
+std::vector<float> Llama::extend(std::span<const Continuation> batch) {
+  const PassContext pass = start(batch);
+  const int64_t tokens = pass.sequences.positions.rows();
   Tensor previous = activations_.block(0, tokens).x, previous_delta;
   ops_.embedding_forward(previous, weights_.embedding.value, activations_.ids(tokens));
   for (int64_t layer = 0; layer < config_.num_layers; ++layer) {
     const BlockActivations a = activations_.block(layer, tokens);
-    block_extend(ops_, pass, weights_.layers[static_cast<size_t>(layer)], a, previous, previous_delta,
-                 cache.step(layer, tokens));
+    std::vector<CacheStep> steps;
+    int64_t row = 0;
+    for (const auto& [added, cache] : batch) {
+      steps.push_back(cache->step(layer, row, static_cast<int64_t>(added.size())));
+      row += steps.back().rows;
+    }
+    block_extend(ops_, pass, weights_.layers[static_cast<size_t>(layer)], a, previous, previous_delta, steps);
     previous = a.x_mid;
     previous_delta = a.delta;
   }
-  cache.advance(tokens);
   final_norm(tokens, previous, previous_delta);
-  return head_logits(activations_.final_normed(tokens).row_slice(tokens - 1, 1));
+  // The last rows of all sequences, one behind the other: none is overwritten before it has moved.
+  const Tensor normed = activations_.final_normed(tokens);
+  int64_t row = 0, sequence = 0;
+  for (const auto& [added, cache] : batch) {
+    cache->advance(static_cast<int64_t>(added.size()));
+    row += static_cast<int64_t>(added.size());
+    if (row - 1 != sequence) ops_.copy(normed.row_slice(sequence, 1), normed.row_slice(row - 1, 1));
+    ++sequence;
+  }
+  return head_logits(normed.row_slice(0, sequence));
 }
 
 }  // namespace sinklora

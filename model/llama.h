@@ -23,6 +23,12 @@ struct PassOptions {
   int64_t mlp_tile = kMlpTile;  // tokens that the MLP takes at a time: decides the order of sums
 };
 
+// The next tokens of the sequence that a cache remembers.
+struct Continuation {
+  std::span<const int32_t> ids;
+  KvCache* cache = nullptr;
+};
+
 class Llama {
  public:
   // Lays out all memory and allocates nothing; `config.rope` is the scaling in force.
@@ -44,10 +50,10 @@ class Llama {
   void zero_gradients();
   // Logits [rows, V] after tokens [first, first + rows) of the batch.
   std::vector<float> logits(const Batch& batch, const AttentionPattern& pattern, int64_t first, int64_t rows);
-  // Adds tokens to the sequence that the cache remembers and returns the logits [V] after the last one. Like
-  // all passes with full attention; what was evicted is not seen. At most max_tokens and cache.chunk() at
-  // once.
-  std::vector<float> extend(std::span<const int32_t> ids, KvCache& cache);
+  // Adds tokens to the sequence that each cache remembers and returns the logits [caches, V] after the last
+  // one of each. Like all passes with full attention; what was evicted is not seen. At most max_tokens
+  // together and cache.chunk() each; all caches have positions of one kind.
+  std::vector<float> extend(std::span<const Continuation> batch);
   int64_t max_tokens() const { return options_.max_tokens; }
   int64_t max_context() const { return options_.max_context; }
 
@@ -55,6 +61,7 @@ class Llama {
   std::vector<float> head_logits(const Tensor& normed);
   PassContext start(const Batch& batch, const AttentionPattern& pattern);
   void forward(const Batch& batch, const PassContext& pass);  // up to the final norm
+  PassContext start(std::span<const Continuation> batch);
   void final_norm(int64_t tokens, const Tensor& previous, const Tensor& previous_delta);
   void backward(const Batch& batch, const PassContext& pass, const BackwardScratch& g);  // below it
 

@@ -133,6 +133,32 @@ TEST_CASE(
       }
 }
 
+TEST_CASE("sequences of a batch, of unequal lengths and in unequal chunks, are those of sessions alone") {
+  const auto model = toy(DType::f64, 70);
+  const LlamaConfig& config = model->llama.config();
+  const std::vector<int32_t> ids = random_ids(200);
+  for (const KvPositions positions : {KvPositions::original, KvPositions::index}) {
+    const KvCachePolicy policy = policy_of({1, 8, 11}, positions);
+    std::vector<std::unique_ptr<KvCache>> caches;
+    std::vector<std::unique_ptr<CachedSession>> alone;
+    for (int i = 0; i < 3; ++i) {
+      caches.push_back(std::make_unique<KvCache>(model->llama.ops(), config, policy, 70));
+      alone.push_back(std::make_unique<CachedSession>(model->llama, policy));
+    }
+    for (const std::vector<size_t>& lengths :
+         {std::vector<size_t>{37, 1, 5}, {1, 1, 1}, {1, 30, 1}, {1, 1, 1}, {2, 9, 14}}) {
+      std::vector<Continuation> batch;
+      std::vector<float> expected;
+      for (size_t i = 0; i < 3; ++i) {
+        batch.push_back({std::span(ids).subspan(31 * i + lengths[i], lengths[i]), caches[i].get()});
+        const auto logits = alone[i]->extend(batch.back().ids);
+        expected.insert(expected.end(), logits.begin(), logits.end());
+      }
+      CHECK(relative_error(model->llama.extend(batch), expected) < 1e-10);
+    }
+  }
+}
+
 TEST_CASE("positions by index let a text grow beyond the context; original ones do not, and say so") {
   const auto model = toy(DType::f32, 64);
   const std::vector<int32_t> ids = random_ids(3 * kContext);

@@ -73,6 +73,24 @@ struct AdamWStep {
   double gradient_scale = 1;  // multiplies the gradient first (clipping)
 };
 
+// Keys and values of one sequence in one layer, for generating text. A slot is a row; each KV head keeps
+// tokens of its own choice in its D columns, in any order: what is evicted is overwritten, nothing moves.
+// Ranks and mass need positions.
+struct KvCacheView {
+  Tensor k, v;        // act [capacity, Hkv * D]; k after RoPE, or before it where there are ranks
+  Tensor positions;   // i32 [Hkv, capacity]: of the token in each slot; empty: nothing is ever evicted
+  Tensor ranks;       // i32 [Hkv, capacity]: how many of the head's tokens come before it; or empty
+  Tensor mass;        // stat [Hkv, capacity]: the attention that it received so far; or empty
+  int64_t count = 0;  // tokens of every head, in slots [0, count)
+};
+
+// What every KV head keeps of a sequence that has outgrown its cache of `capacity` = sinks + heavy + recent
+// slots: the first `sinks` tokens, the last `recent`, and the `heavy` ones of largest mass in between (the
+// earlier one of equals). StreamingLLM, arXiv 2309.17453: heavy = 0. H2O, arXiv 2306.14048: sinks = 0.
+struct KvRetention {
+  int64_t sinks = 0, heavy = 0, recent = 0;
+};
+
 class Ops {
  public:
   virtual ~Ops() = default;
@@ -168,6 +186,24 @@ class Ops {
                                   const Tensor& d_out, const Tensor& q, const Tensor& k, const Tensor& v,
                                   const Tensor& out, const Tensor& lse, const SequenceView& sequences,
                                   const AttentionPattern& pattern, int64_t head_dim) = 0;
+
+  // ---- attention of n new tokens to a cache and, causally, to one another: inference only
+  // ------------------------------------------------------------------------------ Query i of head h sees the
+  // cached tokens of KV head h / (Hq / Hkv) and new keys 0 .. i; out and lse as in attention_forward. With
+  // cache.ranks, keys come before RoPE and are turned here, cached ones to their rank and new key j to count
+  // + j; otherwise cosines and sines are not read. With cache.mass, sums over new queries i and the query
+  // heads h of a KV head:
+  //   mass[slot] += sum_hi p_hi,slot,   new_mass[j] = sum_hi p_hij.
+  // q, out: act [n, Hq * D], after RoPE; k, v: act [n, Hkv * D]; lse: stat [Hq, n]; new_mass: stat [Hkv, n]
+  // or empty; cosines, sines: stat [P, D / 2], P >= count + n. Mass changes no bit of out and lse.
+  virtual void cached_attention(const Tensor& out, const Tensor& lse, const Tensor& new_mass, const Tensor& q,
+                                const Tensor& k, const Tensor& v, const KvCacheView& cache,
+                                const Tensor& cosines, const Tensor& sines, int64_t head_dim) = 0;
+  // Puts the n new tokens, of positions first_position + i, into the cache and evicts what `keep` does not
+  // name once the capacity is exceeded. Afterwards the cache holds min(count + n, capacity) tokens a head,
+  // which the caller notes in its views. k, v, new_mass: as cached_attention had them.
+  virtual void append_to_cache(const KvCacheView& cache, const Tensor& k, const Tensor& v,
+                               const Tensor& new_mass, int64_t first_position, const KvRetention& keep) = 0;
 
   // ---- SwiGLU: act = silu(gate) * up (Shazeer, arXiv 2002.05202)
   // --------------------------------------------------- gate_up: act [T, 2F], gate in the first F columns.

@@ -170,6 +170,26 @@ void TimedOps::attention_backward(const Tensor& d_q, const Tensor& d_k, const Te
       });
 }
 
+void TimedOps::cached_attention(const Tensor& out, const Tensor& lse, const Tensor& new_mass, const Tensor& q,
+                                const Tensor& k, const Tensor& v, const KvCacheView& cache,
+                                const Tensor& cosines, const Tensor& sines, int64_t head_dim) {
+  time(
+      [&] {
+        const auto tokens = static_cast<double>(q.rows()),
+                   heads = static_cast<double>(q.row_size() / head_dim);
+        const double seen = heads * tokens * (static_cast<double>(cache.count) + (tokens + 1) / 2);
+        return Work{"cached attention", attention_forward_operations(seen, head_dim)};
+      },
+      [&] { ops_->cached_attention(out, lse, new_mass, q, k, v, cache, cosines, sines, head_dim); });
+}
+void TimedOps::append_to_cache(const KvCacheView& cache, const Tensor& k, const Tensor& v,
+                               const Tensor& new_mass, int64_t first_position, const KvRetention& keep) {
+  time(
+      [&] {
+        return Work{"append to cache", 0, static_cast<double>(2 * (k.bytes() + v.bytes()))};
+      },
+      [&] { ops_->append_to_cache(cache, k, v, new_mass, first_position, keep); });
+}
 void TimedOps::swiglu_forward(const Tensor& out, const Tensor& gate_up) {
   time(
       [&] {

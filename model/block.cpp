@@ -51,6 +51,16 @@ void output_forward(Ops& ops, const PassContext& pass, const LayerWeights& w, co
                                pass.config.rms_norm_eps);
 }
 
+// a.delta = down(swiglu(gate_up(a.mlp_normed))).
+void mlp_forward(Ops& ops, const PassContext& pass, const LayerWeights& w, const BlockActivations& a) {
+  for_each_tile(a.x.rows(), pass.mlp_tile, [&](int64_t begin, int64_t rows) {
+    const MlpTile t(a, begin, rows);
+    ops.linear_forward(t.gate_up, t.gate_up_u, t.normed, w.gate_up.linear());  // [tile, 2F]
+    ops.swiglu_forward(t.swiglu, t.gate_up);                                   // [tile, F]
+    ops.linear_forward(t.delta, t.down_u, t.swiglu, w.down.linear());          // [tile, H]
+  });
+}
+
 // What the backward needs of the attention part and the MLP's norm, and is not there.
 void rebuild(Ops& ops, const PassContext& pass, const LayerWeights& w, const BlockActivations& a) {
   if (!a.kept[Kept::qkv]) {
@@ -90,12 +100,27 @@ void block_forward(Ops& ops, const PassContext& pass, const LayerWeights& w, con
   qkv_forward(ops, pass, w, a);                                                    // [T, (Hq + 2 Hkv) D]
   attention_forward(ops, pass, a);                                                 // [T, Hq D]
   output_forward(ops, pass, w, a);                                                 // [T, H]
-  for_each_tile(a.x.rows(), pass.mlp_tile, [&](int64_t begin, int64_t rows) {
-    const MlpTile t(a, begin, rows);
-    ops.linear_forward(t.gate_up, t.gate_up_u, t.normed, w.gate_up.linear());  // [tile, 2F]
-    ops.swiglu_forward(t.swiglu, t.gate_up);                                   // [tile, F]
-    ops.linear_forward(t.delta, t.down_u, t.swiglu, w.down.linear());          // [tile, H]
-  });
+  mlp_forward(ops, pass, w, a);                                                    // [T, H]
+}
+
+void block_extend(Ops& ops, const PassContext& pass, const LayerWeights& w, const BlockActivations& a,
+                  const Tensor& previous, const Tensor& previous_delta, std::span<const CacheStep> steps) {
+  const LlamaConfig& c = pass.config;
+  const Heads heads(c, a.qkv);
+  ops.residual_rmsnorm_forward(a.x, a.attention_normed, a.attention_reciprocal, previous, previous_delta,
+                               w.attention_norm.value, c.rms_norm_eps);    // [T, H]
+  ops.linear_forward(a.qkv, a.qkv_u, a.attention_normed, w.qkv.linear());  // [T, (Hq + 2 Hkv) D]
+  ops.rope(steps.front().cache.ranks ? heads.q : heads.qk, pass.sequences.positions, pass.cosines, pass.sines,
+           c.head_dim, false);
+  for (const CacheStep& step : steps) {
+    const auto own = [&](const Tensor& whole) { return whole.row_slice(step.first_row, step.rows); };
+    const Tensor k = own(heads.k), v = own(heads.v);
+    ops.cached_attention(own(a.attention), a.lse.column_slice(step.first_row, step.rows), step.new_mass,
+                         own(heads.q), k, v, step.cache, pass.cosines, pass.sines, c.head_dim);  // [T, Hq D]
+    ops.append_to_cache(step.cache, k, v, step.new_mass, step.first_position, step.keep);
+  }
+  output_forward(ops, pass, w, a);  // [T, H]
+  mlp_forward(ops, pass, w, a);     // [T, H]
 }
 
 void block_backward(Ops& ops, const PassContext& pass, const LayerWeights& w, const BlockActivations& a,

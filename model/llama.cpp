@@ -102,6 +102,10 @@ void Llama::forward(const Batch& batch, const PassContext& pass) {
     previous = a.x_mid;
     previous_delta = a.delta;
   }
+  final_norm(tokens, previous, previous_delta);
+}
+
+void Llama::final_norm(int64_t tokens, const Tensor& previous, const Tensor& previous_delta) {
   ops_.residual_rmsnorm_forward(activations_.final_x(tokens), activations_.final_normed(tokens),
                                 activations_.final_reciprocal(tokens), previous, previous_delta,
                                 weights_.final_norm.value, config_.rms_norm_eps);
@@ -159,13 +163,69 @@ std::vector<float> Llama::logits(const Batch& batch, const AttentionPattern& pat
                                  int64_t rows) {
   const PassContext pass = start(batch, pattern);
   forward(batch, pass);
+  return head_logits(activations_.final_normed(batch.tokens()).row_slice(first, rows));
+}
+
+std::vector<float> Llama::head_logits(const Tensor& normed) {
   Arena scratch("logits");
   Tensor logits;
-  scratch.take(&logits, ops_.activation_dtype(), {rows, config_.vocab_size});
+  scratch.take(&logits, ops_.activation_dtype(), {normed.rows(), config_.vocab_size});
   scratch.allocate(ops_);
-  ops_.linear_forward(logits, {}, activations_.final_normed(batch.tokens()).row_slice(first, rows),
-                      {weights_.head.value, {}});
+  ops_.linear_forward(logits, {}, normed, {weights_.head.value, {}});
   return download_numbers<float>(ops_, logits);
+}
+
+PassContext Llama::start(std::span<const Continuation> batch) {
+  std::vector<int32_t> ids, positions;
+  for (const auto& [added, cache] : batch) {
+    const auto tokens = static_cast<int64_t>(added.size());
+    const int64_t first = cache->next_position();
+    if (tokens < 1 || first + tokens > options_.max_context)
+      fail_internal("{} tokens from position {}; the RoPE tables hold {}", tokens, first,
+                    options_.max_context);
+    if (cache->policy().positions != batch.front().cache->policy().positions)
+      fail_internal("a batch of caches, some with original positions and some with positions by index");
+    for (int64_t i = 0; i < tokens; ++i) {
+      ids.push_back(added[static_cast<size_t>(i)]);
+      positions.push_back(narrow<int32_t>(first + i, "position"));
+    }
+  }
+  const auto tokens = static_cast<int64_t>(ids.size());
+  if (tokens < 1 || tokens > activations_.max_tokens())
+    fail_internal("{} tokens in one pass; memory was laid out for {}", tokens, activations_.max_tokens());
+  ops_.upload(activations_.ids(tokens), ids.data());
+  ops_.upload(activations_.positions(tokens), positions.data());
+  return {config_, {}, {{}, activations_.positions(tokens)}, cosines_, sines_, options_.mlp_tile};
+}
+
+std::vector<float> Llama::extend(std::span<const Continuation> batch) {
+  const PassContext pass = start(batch);
+  const int64_t tokens = pass.sequences.positions.rows();
+  Tensor previous = activations_.block(0, tokens).x, previous_delta;
+  ops_.embedding_forward(previous, weights_.embedding.value, activations_.ids(tokens));
+  for (int64_t layer = 0; layer < config_.num_layers; ++layer) {
+    const BlockActivations a = activations_.block(layer, tokens);
+    std::vector<CacheStep> steps;
+    int64_t row = 0;
+    for (const auto& [added, cache] : batch) {
+      steps.push_back(cache->step(layer, row, static_cast<int64_t>(added.size())));
+      row += steps.back().rows;
+    }
+    block_extend(ops_, pass, weights_.layers[static_cast<size_t>(layer)], a, previous, previous_delta, steps);
+    previous = a.x_mid;
+    previous_delta = a.delta;
+  }
+  final_norm(tokens, previous, previous_delta);
+  // The last rows of all sequences, one behind the other: none is overwritten before it has moved.
+  const Tensor normed = activations_.final_normed(tokens);
+  int64_t row = 0, sequence = 0;
+  for (const auto& [added, cache] : batch) {
+    cache->advance(static_cast<int64_t>(added.size()));
+    row += static_cast<int64_t>(added.size());
+    if (row - 1 != sequence) ops_.copy(normed.row_slice(sequence, 1), normed.row_slice(row - 1, 1));
+    ++sequence;
+  }
+  return head_logits(normed.row_slice(0, sequence));
 }
 
 }  // namespace sinklora

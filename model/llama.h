@@ -4,10 +4,12 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <span>
 
 #include "data/dataset.h"
 #include "model/activations.h"
 #include "model/block.h"
+#include "model/kv_cache.h"
 #include "model/weights.h"
 
 namespace sinklora {
@@ -24,6 +26,12 @@ struct PassOptions {
 
 // Hears, as a backward goes down the layers, from which byte on Weights::gradients are complete.
 using GradientsReady = std::function<void(int64_t first_byte)>;
+
+// The next tokens of the sequence that a cache remembers.
+struct Continuation {
+  std::span<const int32_t> ids;
+  KvCache* cache = nullptr;
+};
 
 class Llama {
  public:
@@ -47,12 +55,21 @@ class Llama {
   void zero_gradients();
   // Logits [rows, V] after tokens [first, first + rows) of the batch.
   std::vector<float> logits(const Batch& batch, const AttentionPattern& pattern, int64_t first, int64_t rows);
+  // Adds tokens to the sequence that each cache remembers and returns the logits [caches, V] after the last
+  // one of each. Like all passes with full attention; what was evicted is not seen. At most max_tokens
+  // together and cache.chunk() each; all caches have positions of one kind.
+  std::vector<float> extend(std::span<const Continuation> batch);
+  int64_t max_tokens() const { return options_.max_tokens; }
+  int64_t max_context() const { return options_.max_context; }
 
  private:
+  std::vector<float> head_logits(const Tensor& normed);
   PassContext start(const Batch& batch, const AttentionPattern& pattern);
   void forward(const Batch& batch, const PassContext& pass);  // up to the final norm
   void backward(const Batch& batch, const PassContext& pass, const BackwardScratch& g,  // below it
                 const GradientsReady& ready);
+  PassContext start(std::span<const Continuation> batch);
+  void final_norm(int64_t tokens, const Tensor& previous, const Tensor& previous_delta);
 
   Ops& ops_;
   LlamaConfig config_;

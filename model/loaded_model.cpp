@@ -1,5 +1,7 @@
 #include "model/loaded_model.h"
 
+#include <algorithm>
+
 #include "kernels/backend.h"
 
 namespace sinklora {
@@ -36,7 +38,8 @@ LoadedModel load_for_inference(const InferenceOptions& options) {
 
   LoadedModel loaded;
   loaded.ops = make_ops(options.device, options.precision);
-  const int64_t tokens = options.context * options.batch;
+  const int64_t all = options.context * options.batch;
+  const int64_t tokens = options.chunk > 0 ? std::min(options.chunk, all) : all;
   loaded.llama = std::make_unique<Llama>(
       *loaded.ops, config, model,
       PassOptions{.max_tokens = tokens, .max_sequences = tokens, .max_context = options.context});

@@ -15,6 +15,7 @@ struct InferenceOptions {
   std::string device = "cpu", precision = "fp32";
   int64_t context = 0;  // longest sequence, tokens
   int64_t batch = 1;    // sequences at once
+  int64_t chunk = 0;    // most tokens of one pass, when prompts go through a cache in chunks; 0: all at once
 };
 
 struct LoadedModel {

@@ -82,6 +82,16 @@ class RoundingOps final : public Ops {
     ops_->attention_backward(d_q, d_k, d_v, d_out, q, k, v, out, lse, sequences, pattern, head_dim);
     for (const Tensor& t : {d_q, d_k, d_v}) round(t);
   }
+  void cached_attention(const Tensor& out, const Tensor& lse, const Tensor& new_mass, const Tensor& q,
+                        const Tensor& k, const Tensor& v, const KvCacheView& cache, const Tensor& cosines,
+                        const Tensor& sines, int64_t head_dim) override {
+    ops_->cached_attention(out, lse, new_mass, q, k, v, cache, cosines, sines, head_dim);
+    round(out);
+  }
+  void append_to_cache(const KvCacheView& cache, const Tensor& k, const Tensor& v, const Tensor& new_mass,
+                       int64_t first_position, const KvRetention& keep) override {
+    ops_->append_to_cache(cache, k, v, new_mass, first_position, keep);
+  }
   void swiglu_forward(const Tensor& out, const Tensor& gate_up) override {
     ops_->swiglu_forward(out, gate_up);
     round(out);

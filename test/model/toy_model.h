@@ -53,15 +53,15 @@ inline ModelOptions lora_plus(const LlamaConfig& config, const std::vector<std::
 // A model of random weights, adapters' B included, in memory.
 struct ToyModel {
   ToyModel(DType compute, const LlamaConfig& config, const ModelOptions& model, int64_t tokens,
-           Recompute recompute, int64_t mlp_tile = kMlpTile)
-      : ToyModel(make_cpu_ops(compute), config, model, tokens, recompute, mlp_tile) {}
+           Recompute recompute, int64_t mlp_tile = kMlpTile, int64_t context = 0)
+      : ToyModel(make_cpu_ops(compute), config, model, tokens, recompute, mlp_tile, context) {}
   ToyModel(std::unique_ptr<Ops> backend, const LlamaConfig& config, const ModelOptions& model, int64_t tokens,
-           Recompute recompute, int64_t mlp_tile = kMlpTile)
+           Recompute recompute, int64_t mlp_tile = kMlpTile, int64_t context = 0)
       : ops(std::move(backend)),
         llama(*ops, config, with_precision(model, ops->activation_dtype()),
               {.max_tokens = tokens,
                .max_sequences = tokens,
-               .max_context = tokens,
+               .max_context = context > 0 ? context : tokens,
                .training = true,
                .recompute = recompute,
                .pattern = {.num_sinks = 4},

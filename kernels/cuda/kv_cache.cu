@@ -1,0 +1,204 @@
+// Puts new tokens into a KV cache and evicts others. k, v in f32 or bf16, mass in f32, positions in i32.
+//
+// One block chooses for one KV head: as often as a token has to go, all threads look for the one of least
+// mass (the last of equals) among those that are neither sinks nor recent. In decoding that is one look at
+// `count` numbers; a chunk of a prompt takes a look for each of its tokens. New tokens take the slots of
+// evicted ones, then unused ones. A second kernel copies their keys and values there; nothing else moves.
+// Launch: Hkv x 1024; (n, Hkv) x 128.
+#include "kernels/cuda/kv_cache.h"
+
+#include "kernels/cuda/cuda_ops.h"
+#include "kernels/cuda/device.cuh"
+
+namespace sinklora {
+namespace cuda {
+namespace {
+
+constexpr int kChoosers = 1024, kCopiers = 128;
+
+struct Choice {
+  int32_t *positions, *ranks;  // [Hkv, capacity]; ranks may be null
+  float *mass, *new_mass;      // [Hkv, capacity], [Hkv, n], or null
+  int64_t stride, rank_stride, mass_stride, new_mass_stride;
+  int64_t count, tokens, first_position, evicted;
+  KvRetention keep;
+  float* open;       // [Hkv, count + n]: mass of what may go, NaN for all others
+  int32_t* victims;  // [Hkv, evicted]: slots, and count + i for new token i
+  int32_t* targets;  // [Hkv, n]: the slot of each new token, -1 for none
+
+  __device__ int64_t keys() const { return count + tokens; }
+  __device__ int32_t position(int64_t head, int64_t key) const {
+    return key < count ? positions[head * stride + key] : static_cast<int32_t>(first_position + key - count);
+  }
+};
+
+struct Victim {
+  float mass;
+  int32_t position, key;  // key -1: none yet
+};
+__device__ __forceinline__ Victim worse(const Victim& a, const Victim& b) {
+  if (b.key < 0) return a;
+  if (a.key < 0) return b;
+  return a.mass < b.mass || (a.mass == b.mass && a.position > b.position) ? a : b;
+}
+
+__device__ Victim worst_of_block(Victim own) {
+  __shared__ Victim warps[kChoosers / kWarp];
+  for (int distance = kWarp / 2; distance > 0; distance /= 2)
+    own = worse(own, {__shfl_xor_sync(0xffffffffu, own.mass, distance),
+                      __shfl_xor_sync(0xffffffffu, own.position, distance),
+                      __shfl_xor_sync(0xffffffffu, own.key, distance)});
+  __syncthreads();  // the previous answer has been read
+  if (threadIdx.x % kWarp == 0) warps[threadIdx.x / kWarp] = own;
+  __syncthreads();
+  Victim worst = warps[0];
+  for (int w = 1; w < kChoosers / kWarp; ++w) worst = worse(worst, warps[w]);
+  return worst;
+}
+
+__device__ int32_t gone_before(const Choice& c, int64_t head, const int32_t* victims, int32_t position) {
+  int32_t gone = 0;
+  for (int64_t v = 0; v < c.evicted; ++v) gone += c.position(head, victims[v]) < position;
+  return gone;
+}
+
+__device__ void choose_victims(const Choice& c, int64_t head, float* open, int32_t* victims) {
+  const int64_t recent = c.first_position + c.tokens - c.keep.recent;
+  for (int64_t key = threadIdx.x; key < c.keys(); key += kChoosers) {
+    const int32_t position = c.position(head, key);
+    float mass = 0;
+    if (c.mass)
+      mass = key < c.count ? c.mass[head * c.mass_stride + key]
+                           : c.new_mass[head * c.new_mass_stride + key - c.count];
+    if (isnan(mass)) mass = 0;
+    open[key] = position >= c.keep.sinks && position < recent ? mass : NAN;
+  }
+  for (int64_t v = 0; v < c.evicted; ++v) {
+    __syncthreads();  // what has gone is marked
+    Victim own{0, 0, -1};
+    for (int64_t key = threadIdx.x; key < c.keys(); key += kChoosers)
+      if (!isnan(open[key])) own = worse(own, {open[key], c.position(head, key), static_cast<int32_t>(key)});
+    const Victim worst = worst_of_block(own);
+    if (threadIdx.x == 0 && worst.key >= 0) {
+      victims[v] = worst.key;
+      open[worst.key] = NAN;
+    }
+  }
+  __syncthreads();
+}
+
+__global__ void __launch_bounds__(kChoosers) choose_kernel(Choice c) {
+  const int64_t head = blockIdx.x;
+  int32_t* const victims = c.victims + head * c.evicted;
+  int32_t* const targets = c.targets + head * c.tokens;
+  if (c.evicted > 0) choose_victims(c, head, c.open + head * c.keys(), victims);
+
+  for (int64_t i = threadIdx.x; i < c.tokens; i += kChoosers) targets[i] = 0;
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    for (int64_t v = 0; v < c.evicted; ++v)
+      if (victims[v] >= c.count) targets[victims[v] - c.count] = -1;
+    int64_t next = 0, unused = c.count;
+    for (int64_t i = 0; i < c.tokens; ++i) {
+      if (targets[i] < 0) continue;
+      while (next < c.evicted && victims[next] >= c.count) ++next;
+      targets[i] = next < c.evicted ? victims[next++] : static_cast<int32_t>(unused++);
+    }
+  }
+  __syncthreads();
+  // Ranks need the positions of those that go: these are overwritten only after all have read them.
+  if (c.ranks) {
+    for (int64_t key = threadIdx.x; key < c.count; key += kChoosers)
+      c.ranks[head * c.rank_stride + key] -= gone_before(c, head, victims, c.position(head, key));
+    __syncthreads();
+    for (int64_t i = threadIdx.x; i < c.tokens; i += kChoosers)
+      if (targets[i] >= 0)
+        c.ranks[head * c.rank_stride + targets[i]] =
+            static_cast<int32_t>(c.count + i - gone_before(c, head, victims, c.position(head, c.count + i)));
+    __syncthreads();
+  }
+  for (int64_t i = threadIdx.x; i < c.tokens; i += kChoosers) {
+    if (targets[i] < 0) continue;
+    c.positions[head * c.stride + targets[i]] = static_cast<int32_t>(c.first_position + i);
+    if (c.mass) c.mass[head * c.mass_stride + targets[i]] = c.new_mass[head * c.new_mass_stride + i];
+  }
+}
+
+// Without targets, new token i goes into slot count + i.
+template <class T>
+struct Copy {
+  const T *k, *v;
+  T *cached_k, *cached_v;
+  int64_t k_stride, v_stride, cached_k_stride, cached_v_stride;
+  int64_t count, tokens, head_dim;
+  const int32_t* targets;
+};
+template <class T>
+__global__ void copy_kernel(Copy<T> c) {
+  const int64_t token = blockIdx.x, head = blockIdx.y;
+  const int64_t slot = c.targets ? c.targets[head * c.tokens + token] : c.count + token;
+  if (slot < 0) return;
+  for (int64_t d = head * c.head_dim + threadIdx.x; d < (head + 1) * c.head_dim; d += kCopiers) {
+    c.cached_k[slot * c.cached_k_stride + d] = c.k[token * c.k_stride + d];
+    c.cached_v[slot * c.cached_v_stride + d] = c.v[token * c.v_stride + d];
+  }
+}
+
+}  // namespace
+
+void expect_cache(const KvCacheView& cache, const Tensor& k, const Tensor& v, const Tensor& new_mass,
+                  DType activation, int64_t kv_heads) {
+  const int64_t capacity = cache.k.rows(), tokens = k.rows(), width = k.row_size();
+  if (tokens < 1 || cache.count < 0 || cache.count > capacity)
+    fail_internal("a KV cache of {} slots with {} tokens gets {} more", capacity, cache.count, tokens);
+  expect(k, "cached attention k", activation, tokens, width);
+  expect(v, "cached attention v", activation, tokens, width);
+  expect(cache.k, "cache k", activation, capacity, width);
+  expect(cache.v, "cache v", activation, capacity, width);
+  for (const Tensor& each : {cache.positions, cache.ranks})
+    if (each) expect(each, "cache positions or ranks", DType::i32, kv_heads, capacity);
+  if (static_cast<bool>(cache.mass) != static_cast<bool>(new_mass))
+    fail_internal("of a KV cache's mass and that of new tokens, one is missing");
+  if (cache.mass) {
+    expect(cache.mass, "cache mass", DType::f32, kv_heads, capacity);
+    expect(new_mass, "cache new_mass", DType::f32, kv_heads, tokens);
+  }
+}
+
+}  // namespace cuda
+
+void CudaOps::append_to_cache(const KvCacheView& cache, const Tensor& k, const Tensor& v,
+                              const Tensor& new_mass, int64_t first_position, const KvRetention& keep) {
+  const int64_t kv_heads = cache.positions ? cache.positions.rows() : 1, capacity = cache.k.rows();
+  const int64_t tokens = k.rows(), keys = cache.count + tokens;
+  cuda::expect_cache(cache, k, v, new_mass, activation_, kv_heads);
+  if (keys > capacity && (!cache.positions || keep.sinks + keep.heavy + keep.recent != capacity))
+    fail_internal("a KV cache of {} slots gets {} tokens, and is to keep {} + {} + {}", capacity, keys,
+                  keep.sinks, keep.heavy, keep.recent);
+  narrow<int32_t>(first_position + tokens, "position in a KV cache");
+  int32_t* targets = nullptr;
+  if (cache.positions) {
+    const int64_t evicted = std::max<int64_t>(0, keys - capacity);
+    const int64_t pieces[] = {cuda::Workspace::aligned(kv_heads * keys * 4),
+                              cuda::Workspace::aligned(kv_heads * evicted * 4),
+                              cuda::Workspace::aligned(kv_heads * tokens * 4)};
+    scratch_.reserve(pieces[0] + pieces[1] + pieces[2]);
+    auto* const open = static_cast<float*>(scratch_.take(pieces[0]));
+    auto* const victims = static_cast<int32_t*>(scratch_.take(pieces[1]));
+    targets = static_cast<int32_t*>(scratch_.take(pieces[2]));
+    cuda::choose_kernel<<<cuda::blocks_for(kv_heads, "KV heads"), cuda::kChoosers, 0, stream_>>>(
+        {cache.positions.as<int32_t>(), cache.ranks.as<int32_t>(), cache.mass.as<float>(),
+         new_mass.as<float>(), cache.positions.row_stride, cache.ranks.row_stride, cache.mass.row_stride,
+         new_mass.row_stride, cache.count, tokens, first_position, evicted, keep, open, victims, targets});
+    cuda::check_launch("choose_kernel");
+  }
+  cuda::with_type(activation_, [&]<class T>(T) {
+    cuda::copy_kernel<T><<<dim3(cuda::blocks_for(tokens, "tokens"), cuda::blocks_for(kv_heads, "KV heads")),
+                           cuda::kCopiers, 0, stream_>>>(
+        {k.as<T>(), v.as<T>(), cache.k.as<T>(), cache.v.as<T>(), k.row_stride, v.row_stride,
+         cache.k.row_stride, cache.v.row_stride, cache.count, tokens, k.row_size() / kv_heads, targets});
+  });
+  cuda::check_launch("copy_kernel");
+}
+
+}  // namespace sinklora

@@ -12,9 +12,9 @@
 namespace sinklora {
 
 struct GenerationOptions {
-  SamplingOptions sampling;
+  SamplingOptions sampling{};
   int64_t seed = 0, max_new_tokens = 128;
-  std::vector<std::string> stops;
+  std::vector<std::string> stops{};
   std::string cache = "full", budget = "0.2";
   int64_t sinks = 4;
 };

@@ -20,7 +20,7 @@ class ScriptedSession : public Session {
     extended.emplace_back(added.begin(), added.end());
     // One token is the reply that goes on, several are a prompt.
     if (added.size() > 1) at_ = 0, ++text_;
-    const std::string_view text = text_ < static_cast<int64_t>(says.size()) ? says[text_] : "";
+    const std::string text = text_ < static_cast<int64_t>(says.size()) ? says[text_] : "";
     std::vector<float> logits(259);
     logits[at_ < text.size() ? static_cast<unsigned char>(text[at_]) : 257] = 1;
     ++at_;

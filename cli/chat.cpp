@@ -31,7 +31,7 @@ ChatTemplate template_of(const ChatCommand& c, const Tokenizer& tokenizer) {
 }
 
 void run(ChatCommand& c) {
-  check_cache(c.generation);
+  check_cache(c.generation.cache);
   ChatOptions options{
       .system = c.system, .sampling = sampling_options(c.generation), .stops = c.generation.stops};
   const auto tokenizer = open_tokenizer(c.tokenizer.empty() ? c.inference.model : c.tokenizer);
@@ -42,7 +42,7 @@ void run(ChatCommand& c) {
   const LoadedModel loaded = load_for_inference(c.inference);
   options.generate = {c.generation.max_new_tokens, end_of_text_ids(loaded.llama->config(), c.inference.model),
                       InterruptGuard::flag()};
-  const auto session = make_session(c.generation, *loaded.llama, c.inference.context);
+  const auto session = make_session(c.generation.cache, *loaded.llama, c.inference.context);
   Chat chat(*session, *tokenizer, options);
   const InterruptGuard guard;
   run_chat(chat, STDIN_FILENO, stdout, stderr);

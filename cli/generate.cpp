@@ -33,7 +33,7 @@ void write_logits(const GenerateCommand& c, Llama& model, const std::vector<int3
 }
 
 void run(GenerateCommand& c) {
-  check_cache(c.generation);
+  check_cache(c.generation.cache);
   Sampler sampler(sampling_options(c.generation));
   const auto tokenizer = open_tokenizer(c.tokenizer.empty() ? c.inference.model : c.tokenizer);
   TextStream stream(*tokenizer, c.generation.stops);
@@ -48,7 +48,7 @@ void run(GenerateCommand& c) {
   const LoadedModel loaded = load_for_inference(c.inference);
   if (!c.logits.empty()) write_logits(c, *loaded.llama, ids);
 
-  const auto session = make_session(c.generation, *loaded.llama, c.inference.context);
+  const auto session = make_session(c.generation.cache, *loaded.llama, c.inference.context);
   const GenerateOptions options{c.generation.max_new_tokens,
                                 end_of_text_ids(loaded.llama->config(), c.inference.model)};
   const Reply reply = generate(*session, ids, sampler, stream, options, [&](std::string_view text) {
@@ -65,7 +65,7 @@ void run(GenerateCommand& c) {
                         {"prefill_seconds", reply.prefill_seconds},
                         {"decode_tokens_per_s", reply.decode_tokens_per_s()},
                         {"ended_by", describe(reply.end)},
-                        {"cache", c.generation.cache},
+                        {"cache", c.generation.cache.kind},
                         {"cache_bytes", session->cache_bytes()},
                         {"ids", reply.ids},
                         {"text", reply.text}});

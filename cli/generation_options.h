@@ -3,11 +3,9 @@
 
 #include <CLI/CLI.hpp>
 
-#include <memory>
-
+#include "cli/cache_options.h"
 #include "cli/option_checks.h"
 #include "infer/generate.h"
-#include "infer/recompute_session.h"
 
 namespace sinklora {
 
@@ -15,8 +13,7 @@ struct GenerationOptions {
   SamplingOptions sampling{};
   int64_t seed = 0, max_new_tokens = 128;
   std::vector<std::string> stops{};
-  std::string cache = "full", budget = "0.2";
-  int64_t sinks = 4;
+  CacheOptions cache{};
 };
 
 // `options` must outlive the parser.
@@ -36,31 +33,13 @@ inline void add_generation_options(CLI::App& verb, GenerationOptions& options) {
       ->type_name("TEXT")
       ->expected(1)
       ->take_all();
-  auto* cache = verb.add_option_group("Cache");
-  add_choice(*cache, "--cache", options.cache, "which keys and values are kept",
-             {"full", "h2o", "streaming"});
-  cache
-      ->add_option("--budget,--cache-budget", options.budget,
-                   "of h2o and streaming: tokens, or a share below 1")
-      ->capture_default_str()
-      ->type_name("N|RATIO");
-  add_count(*cache, "--sinks", options.sinks, "of streaming: first tokens that are always kept");
+  add_cache_options(verb, options.cache);
 }
 
 inline SamplingOptions sampling_options(const GenerationOptions& options) {
   SamplingOptions sampling = options.sampling;
   sampling.seed = static_cast<uint64_t>(options.seed);
   return sampling;
-}
-
-// To be called before a model is loaded, which takes long.
-inline void check_cache(const GenerationOptions& options) {
-  if (options.cache != "full")
-    fail_usage("--cache {}: this version keeps everything; use --cache full", options.cache);
-}
-
-inline std::unique_ptr<Session> make_session(const GenerationOptions&, Llama& model, int64_t context) {
-  return std::make_unique<RecomputeSession>(model, context);
 }
 
 }  // namespace sinklora

@@ -1,6 +1,8 @@
 // A chat at a terminal or through a pipe: a line is a message, a line that begins with / a command.
 #pragma once
 
+#include <signal.h>
+
 #include <cstdio>
 
 #include "infer/chat.h"

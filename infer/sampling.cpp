@@ -68,15 +68,22 @@ void Sampler::keep_top_k(std::vector<double>& logits) const {
 // A token stays when those before it, likeliest first and lowest id first among equals, have less than top_p.
 void Sampler::keep_top_p(std::vector<double>& weights) const {
   if (options_.top_p == 1) return;
-  std::vector<uint32_t> order(weights.size());
-  std::iota(order.begin(), order.end(), 0u);
+  const double sum = std::accumulate(weights.begin(), weights.end(), 0.0);
+  // All tokens below this have less than half of what lies beyond top_p: they need no sorting, which for a
+  // large vocabulary would take longer than the model.
+  const double negligible = (1 - options_.top_p) * sum / (2 * static_cast<double>(weights.size()));
+  std::vector<uint32_t> order;
+  for (uint32_t id = 0; id < weights.size(); ++id)
+    if (weights[id] < negligible)
+      weights[id] = 0;
+    else
+      order.push_back(id);
   std::stable_sort(order.begin(), order.end(),
                    [&](uint32_t a, uint32_t b) { return weights[a] > weights[b]; });
-  const double wanted = options_.top_p * std::accumulate(weights.begin(), weights.end(), 0.0);
   double before = 0;
   for (const uint32_t id : order) {
     const double weight = weights[id];
-    if (before >= wanted) weights[id] = 0;
+    if (before >= options_.top_p * sum) weights[id] = 0;
     before += weight;
   }
 }

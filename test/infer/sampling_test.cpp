@@ -2,6 +2,7 @@
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <map>
 
@@ -54,6 +55,27 @@ TEST_CASE("top-p keeps the lowest ids among equals") {
   const std::vector<double> half =
       Sampler({.temperature = 1, .top_p = 0.5}).probabilities(std::vector<float>{0, 0, 0, 0});
   CHECK(half == std::vector<double>{0.5, 0.5, 0, 0});
+}
+
+TEST_CASE("top-p keeps the fewest likeliest tokens that reach p, in a large vocabulary too") {
+  const RandomStream random(7, "logits");
+  std::vector<float> logits(5003);
+  for (size_t id = 0; id < logits.size(); ++id) logits[id] = static_cast<float>(3 * random.normal(id));
+  const std::vector<double> all = Sampler({.temperature = 1}).probabilities(logits);
+  std::vector<double> sorted = all;
+  std::sort(sorted.rbegin(), sorted.rend());
+  for (const double p : {0.001, 0.3, 0.9, 0.999, 0.9999999}) {
+    CAPTURE(p);
+    size_t fewest = 0;
+    for (double mass = 0; mass < p; ++fewest) mass += sorted[fewest];
+    const std::vector<double> found = Sampler({.temperature = 1, .top_p = p}).probabilities(logits);
+    size_t kept = 0;
+    for (size_t id = 0; id < found.size(); ++id) {
+      CHECK((found[id] > 0) == (all[id] >= sorted[fewest - 1]));
+      kept += found[id] > 0;
+    }
+    CHECK(kept == fewest);
+  }
 }
 
 TEST_CASE("draws follow the probabilities, and the seed alone") {

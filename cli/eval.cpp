@@ -63,8 +63,9 @@ void run(const PerplexityCommand& c) {
 }  // namespace
 
 void add_eval(CLI::App& app) {
-  auto* eval = app.add_subcommand("eval", "measure a model: eval ppl");
+  auto* eval = app.add_subcommand("eval", "measure a model: eval ppl, eval passkey");
   eval->require_subcommand(1);
+  add_eval_passkey(*eval);
   auto* verb = eval->add_subcommand("ppl", "perplexity, by a named protocol");
   const auto command = std::make_shared<PerplexityCommand>();
   add_inference_options(*verb, command->inference);

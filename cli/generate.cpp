@@ -1,14 +1,13 @@
 #include <fmt/format.h>
 
-#include <chrono>
 #include <memory>
 
 #include "base/files.h"
+#include "cli/generation_options.h"
 #include "cli/inference_options.h"
 #include "cli/output.h"
 #include "cli/verbs.h"
 #include "data/tokenizer.h"
-#include "infer/generate.h"
 
 namespace sinklora {
 namespace {
@@ -17,22 +16,10 @@ constexpr int64_t kMostPromptBytes = int64_t{1} << 30;
 
 struct GenerateCommand {
   InferenceOptions inference;
-  GenerateOptions generate;
+  GenerationOptions generation;
   std::string prompt, json;
   std::filesystem::path prompt_file, tokenizer, logits;
-  int64_t seed = 0;
 };
-
-// Bytes at the end of `text` that begin a UTF-8 character which is not complete yet.
-size_t unfinished_bytes(const std::string& text) {
-  for (size_t back = 1; back <= std::min<size_t>(3, text.size()); ++back) {
-    const auto byte = static_cast<unsigned char>(text[text.size() - back]);
-    if ((byte & 0xc0u) == 0x80u) continue;  // a continuation
-    const size_t length = byte >= 0xf0 ? 4 : byte >= 0xe0 ? 3 : byte >= 0xc0 ? 2 : 1;
-    return length > back ? back : 0;
-  }
-  return 0;
-}
 
 // The logits after every token of the prompt, to compare with other programs.
 void write_logits(const GenerateCommand& c, Llama& model, const std::vector<int32_t>& ids) {
@@ -46,41 +33,42 @@ void write_logits(const GenerateCommand& c, Llama& model, const std::vector<int3
 }
 
 void run(GenerateCommand& c) {
+  check_cache(c.generation.cache);
+  Sampler sampler(sampling_options(c.generation));
   const auto tokenizer = open_tokenizer(c.tokenizer.empty() ? c.inference.model : c.tokenizer);
+  TextStream stream(*tokenizer, c.generation.stops);
   const std::string prompt = c.prompt_file.empty() ? c.prompt : read_text(c.prompt_file, kMostPromptBytes);
   std::vector<int32_t> ids = tokenizer->encode(prompt);
   if (tokenizer->add_bos) ids.insert(ids.begin(), tokenizer->bos_id);
   const auto prompt_tokens = static_cast<int64_t>(ids.size());
-  if (c.inference.context == 0) c.inference.context = prompt_tokens + c.generate.max_new_tokens;
+  if (c.inference.context == 0) c.inference.context = prompt_tokens + c.generation.max_new_tokens;
   if (prompt_tokens >= c.inference.context)
     fail_usage("the prompt has {} tokens and --context is {}; give a longer context or a shorter prompt",
                prompt_tokens, c.inference.context);
   const LoadedModel loaded = load_for_inference(c.inference);
-  c.generate.stop_ids = loaded.llama->config().eos_ids;
-  c.generate.seed = static_cast<uint64_t>(c.seed);
-
   if (!c.logits.empty()) write_logits(c, *loaded.llama, ids);
 
-  std::vector<int32_t> reply;
-  size_t printed = 0;
-  const auto begin = std::chrono::steady_clock::now();
-  generate(*loaded.llama, ids, c.inference.context, c.generate, [&](int32_t id) {
-    reply.push_back(id);
+  const auto session = make_session(c.generation.cache, *loaded.llama, c.inference.context);
+  const GenerateOptions options{c.generation.max_new_tokens,
+                                end_of_text_ids(loaded.llama->config(), c.inference.model)};
+  const Reply reply = generate(*session, ids, sampler, stream, options, [&](std::string_view text) {
     if (c.json == "-") return;
-    const std::string text = tokenizer->decode(reply);
-    const size_t end = text.size() - unfinished_bytes(text);
-    if (end > printed) fmt::print("{}", std::string_view(text).substr(printed, end - printed));
-    printed = std::max(printed, end);
+    fmt::print("{}", text);
     std::fflush(stdout);
   });
-  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   if (c.json != "-") fmt::print("\n");
+  const double seconds = reply.prefill_seconds + reply.decode_seconds;
   write_result(c.json, {{"prompt_tokens", prompt_tokens},
-                        {"new_tokens", reply.size()},
+                        {"new_tokens", reply.ids.size()},
                         {"seconds", seconds},
-                        {"tokens_per_s", static_cast<double>(reply.size()) / seconds},
-                        {"ids", reply},
-                        {"text", tokenizer->decode(reply)}});
+                        {"tokens_per_s", static_cast<double>(reply.ids.size()) / seconds},
+                        {"prefill_seconds", reply.prefill_seconds},
+                        {"decode_tokens_per_s", reply.decode_tokens_per_s()},
+                        {"ended_by", describe(reply.end)},
+                        {"cache", c.generation.cache.kind},
+                        {"cache_bytes", session->cache_bytes()},
+                        {"ids", reply.ids},
+                        {"text", reply.text}});
 }
 
 }  // namespace
@@ -97,15 +85,17 @@ void add_generate(CLI::App& app) {
       ->excludes(prompt);
   add_count(*verb, "--context", command->inference.context, "longest text in tokens; 0: prompt and reply", 0,
             int64_t{1} << 30);
-  add_count(*verb, "--max-new-tokens", command->generate.max_new_tokens, "longest reply", 1);
-  add_number(*verb, "--temperature", command->generate.temperature, "0: always the likeliest token", 0, 100);
-  add_count(*verb, "--seed", command->seed, "of the sampling");
+  add_generation_options(*verb, command->generation);
   verb->add_option("--json", command->json, "write reply and timing as JSON to FILE, - for standard output")
       ->type_name("FILE");
   verb->add_option("--logits", command->logits,
                    "write the prompt's ids and the logits after each as safetensors to FILE")
       ->type_name("FILE");
-  verb->footer("Example:\n  sinklora generate --model smollm2 --prompt \"The sea was\" --max-new-tokens 50");
+  verb->footer(
+      "Examples:\n"
+      "  sinklora generate --model smollm2 --prompt \"The sea was\" --max-new-tokens 50\n"
+      "  sinklora generate --model smollm2 --prompt-file chapter.txt --temperature 0.8 --top-p 0.9\n"
+      "  sinklora generate --model smollm2 --prompt \"Q: Why?\" --stop \"Q:\" --json reply.json");
   verb->callback([command] { run(*command); });
 }
 

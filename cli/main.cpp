@@ -62,6 +62,7 @@ int main(int argc, char** argv) {
   add_train(app);
   add_eval(app);
   add_generate(app);
+  add_chat(app);
   add_corpus(app);
   add_bench(app);
   add_env(app);

@@ -1,44 +1,102 @@
 #include "infer/generate.h"
 
 #include <algorithm>
-#include <cmath>
+#include <chrono>
 
-#include "base/random.h"
+#include "base/error.h"
+#include "base/json.h"
 
 namespace sinklora {
 namespace {
 
-int32_t choose(const std::vector<float>& logits, const GenerateOptions& options, const RandomStream& random,
-               uint64_t index) {
-  const auto best = std::max_element(logits.begin(), logits.end());
-  if (options.temperature == 0) return static_cast<int32_t>(best - logits.begin());
-  std::vector<double> weights(logits.size());
-  double sum = 0;
-  for (size_t i = 0; i < logits.size(); ++i)
-    sum += weights[i] = std::exp(static_cast<double>(logits[i] - *best) / options.temperature);
-  double left = random.uniform(index) * sum;
-  for (size_t i = 0; i < weights.size(); ++i)
-    if ((left -= weights[i]) < 0) return static_cast<int32_t>(i);
-  return static_cast<int32_t>(best - logits.begin());  // only by rounding
+double seconds_since(std::chrono::steady_clock::time_point begin) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+}
+
+bool contains(const std::vector<int32_t>& ids, int32_t id) {
+  return std::find(ids.begin(), ids.end(), id) != ids.end();
 }
 
 }  // namespace
 
-std::vector<int32_t> generate(Llama& model, std::vector<int32_t> text, int64_t context,
-                              const GenerateOptions& options, const std::function<void(int32_t)>& on_token) {
-  if (text.empty()) fail_usage("the prompt is empty");
-  const RandomStream random(options.seed, "generate");
-  const size_t prompt = text.size();
-  for (int64_t i = 0; i < options.max_new_tokens && static_cast<int64_t>(text.size()) < context; ++i) {
-    Sample sample{text, std::vector<int32_t>(text.size(), kNotScored), {0}};
-    const Batch batch = make_batch({sample}, {0});
-    const int32_t next = choose(model.logits(batch, AttentionPattern{}, batch.tokens() - 1, 1), options,
-                                random, static_cast<uint64_t>(i));
-    if (std::find(options.stop_ids.begin(), options.stop_ids.end(), next) != options.stop_ids.end()) break;
-    text.push_back(next);
-    on_token(next);
+std::string_view describe(ReplyEnd end) {
+  switch (end) {
+    case ReplyEnd::eos:
+      return "eos";
+    case ReplyEnd::stop_string:
+      return "stop string";
+    case ReplyEnd::max_new_tokens:
+      return "max new tokens";
+    case ReplyEnd::context_full:
+      return "context full";
+    case ReplyEnd::interrupted:
+      return "interrupted";
   }
-  return {text.begin() + static_cast<int64_t>(prompt), text.end()};
+  fail_internal("unknown end of a reply");
+}
+
+double Reply::decode_tokens_per_s() const {
+  // The token that ended the reply was computed as well.
+  const auto steps = static_cast<int64_t>(ids.size()) - (end == ReplyEnd::eos ? 0 : 1);
+  return steps > 0 && decode_seconds > 0 ? static_cast<double>(steps) / decode_seconds : 0;
+}
+
+Reply generate(Session& session, std::span<const int32_t> prompt, Sampler& sampler, TextStream& stream,
+               const GenerateOptions& options, const std::function<void(std::string_view)>& on_text) {
+  if (prompt.empty()) fail_usage("the prompt is empty; give at least one token to continue");
+  if (options.max_new_tokens < 1) fail_usage("--max-new-tokens {}: give at least 1", options.max_new_tokens);
+  Reply reply;
+  const auto add = [&](const std::string& text) {
+    if (text.empty()) return;
+    reply.text += text;
+    on_text(text);
+  };
+  reply.prompt_tokens = static_cast<int64_t>(prompt.size());
+  sampler.see(prompt);
+  stream.reset();
+  auto begin = std::chrono::steady_clock::now();
+  std::vector<float> logits = session.extend(prompt);
+  reply.prefill_seconds = seconds_since(begin);
+  begin = std::chrono::steady_clock::now();
+  while (true) {
+    if (options.interrupt && *options.interrupt != 0) {
+      reply.end = ReplyEnd::interrupted;
+      break;
+    }
+    const int32_t id = sampler.next(logits);
+    if (contains(options.eos_ids, id)) {
+      reply.end = ReplyEnd::eos;
+      break;
+    }
+    reply.ids.push_back(id);
+    add(stream.push(id));
+    if (stream.stopped()) break;
+    reply.end = ReplyEnd::max_new_tokens;
+    if (static_cast<int64_t>(reply.ids.size()) >= options.max_new_tokens) break;
+    reply.end = ReplyEnd::context_full;
+    if (session.length() + 1 >= session.context()) break;
+    logits = session.extend(std::span(&id, 1));
+  }
+  reply.decode_seconds = seconds_since(begin);
+  add(stream.finish());
+  if (stream.stopped()) reply.end = ReplyEnd::stop_string;
+  return reply;
+}
+
+std::vector<int32_t> end_of_text_ids(const LlamaConfig& config, const std::filesystem::path& model) {
+  std::vector<int32_t> ids = config.eos_ids;
+  const std::filesystem::path path = model / "generation_config.json";
+  if (!std::filesystem::exists(path)) return ids;
+  const Json json = read_json(path);
+  const auto eos = json.find("eos_token_id");
+  if (!json.is_object() || eos == json.end() || eos->is_null()) return ids;
+  for (const Json& id : eos->is_array() ? *eos : Json::array({*eos})) {
+    if (!id.is_number_integer() || id < 0 || id >= config.vocab_size)
+      fail_input("{}: eos_token_id has {}, wanted ids below the vocabulary's {}", path.string(), id.dump(),
+                 config.vocab_size);
+    if (!contains(ids, id.get<int32_t>())) ids.push_back(id.get<int32_t>());
+  }
+  return ids;
 }
 
 }  // namespace sinklora

@@ -17,9 +17,10 @@ struct ProgramRun {
   std::string output;  // standard output and standard error, as they came
 };
 
-// `arguments` as typed after the program's name, quoted for the shell.
-inline ProgramRun run_program(const std::string& arguments) {
-  const std::string command = "'" SINKLORA_PROGRAM "' " + arguments + " 2>&1 </dev/null";
+// `arguments` as typed after the program's name, quoted for the shell; `input` is the file it reads as
+// standard input.
+inline ProgramRun run_program(const std::string& arguments, const std::string& input = "/dev/null") {
+  const std::string command = "'" SINKLORA_PROGRAM "' " + arguments + " 2>&1 <'" + input + "'";
   std::FILE* pipe = ::popen(command.c_str(), "r");
   if (!pipe) throw std::runtime_error("cannot start a shell");
   ProgramRun run;

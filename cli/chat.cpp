@@ -1,0 +1,73 @@
+#include <unistd.h>
+
+#include <algorithm>
+#include <memory>
+
+#include "cli/generation_options.h"
+#include "cli/inference_options.h"
+#include "cli/verbs.h"
+#include "data/tokenizer.h"
+#include "infer/chat_console.h"
+
+namespace sinklora {
+namespace {
+
+constexpr int64_t kMostDefaultContext = 4096;  // memory is laid out for all of it
+
+struct ChatCommand {
+  InferenceOptions inference;
+  GenerationOptions generation{.max_new_tokens = 1024};
+  std::filesystem::path tokenizer;
+  std::string form = "auto", system;
+};
+
+ChatTemplate template_of(const ChatCommand& c, const Tokenizer& tokenizer) {
+  if (c.form != "auto") return chat_template(c.form);
+  if (const auto form = detect_chat_template(c.inference.model, tokenizer)) return *form;
+  fail_usage(
+      "{}: neither its files nor its vocabulary tell the chat template; give --template llama2, llama3, "
+      "chatml or alpaca, as the model was tuned",
+      c.inference.model.string());
+}
+
+void run(ChatCommand& c) {
+  check_cache(c.generation.cache);
+  ChatOptions options{
+      .system = c.system, .sampling = sampling_options(c.generation), .stops = c.generation.stops};
+  const auto tokenizer = open_tokenizer(c.tokenizer.empty() ? c.inference.model : c.tokenizer);
+  options.form = template_of(c, *tokenizer);
+  if (c.inference.context == 0)
+    c.inference.context =
+        std::min(ModelDirectory(c.inference.model).config().max_positions, kMostDefaultContext);
+  const LoadedModel loaded = load_for_inference(c.inference);
+  options.generate = {c.generation.max_new_tokens, end_of_text_ids(loaded.llama->config(), c.inference.model),
+                      InterruptGuard::flag()};
+  const auto session = make_session(c.generation.cache, *loaded.llama, c.inference.context);
+  Chat chat(*session, *tokenizer, options);
+  const InterruptGuard guard;
+  run_chat(chat, STDIN_FILENO, stdout, stderr);
+}
+
+}  // namespace
+
+void add_chat(CLI::App& app) {
+  auto* verb = app.add_subcommand("chat", "talk with a model; a line is a message, /help lists the commands");
+  const auto command = std::make_shared<ChatCommand>();
+  add_inference_options(*verb, command->inference);
+  verb->add_option("--tokenizer", command->tokenizer, "where the tokenizer is, if not in --model")
+      ->type_name("PATH");
+  add_choice(*verb, "--template", command->form, "auto: as the model's files tell",
+             {"auto", "llama2", "llama3", "chatml", "alpaca"});
+  verb->add_option("--system", command->system, "system message")->type_name("TEXT");
+  add_count(*verb, "--context", command->inference.context,
+            "longest conversation in tokens; 0: the model's, at most 4096", 0, int64_t{1} << 30);
+  add_generation_options(*verb, command->generation);
+  verb->footer(
+      "Examples:\n"
+      "  sinklora chat --model smollm2-instruct --temperature 0.7 --top-p 0.9\n"
+      "  sinklora chat --model llama --adapter run/step-00000200 --template alpaca --context 32k\n"
+      "  sinklora chat --model smollm2-instruct --system \"Be brief.\" < questions.txt");
+  verb->callback([command] { run(*command); });
+}
+
+}  // namespace sinklora

@@ -3,39 +3,37 @@
 
 #include <CLI/CLI.hpp>
 
-#include <memory>
-#include <string>
-
 #include "cli/option_checks.h"
-#include "infer/recompute_session.h"
+#include "infer/cached_session.h"
+#include "model/loaded_model.h"
 
 namespace sinklora {
 
-struct CacheOptions {
-  std::string kind = "full", budget = "0.2";
-  int64_t sinks = 4;
-};
+// Tokens of a prompt that go through the model at once.
+constexpr int64_t kPromptChunk = 2048;
 
 // `options` must outlive the parser.
 inline void add_cache_options(CLI::App& verb, CacheOptions& options) {
   auto* group = verb.add_option_group("Cache");
-  add_choice(*group, "--cache", options.kind, "which keys and values are kept", {"full", "h2o", "streaming"});
+  add_choice(
+      *group, "--cache", options.kind,
+      "which keys and values are kept: all, those attended to most and the most recent, or the first and "
+      "the most recent",
+      {"full", "h2o", "streaming"});
   group
       ->add_option("--budget,--cache-budget", options.budget,
-                   "of h2o and streaming: tokens, or a share below 1")
+                   "of h2o and streaming: tokens, or a part of the context (0.2)")
       ->capture_default_str()
       ->type_name("N|RATIO");
-  add_count(*group, "--sinks", options.sinks, "of streaming: first tokens that are always kept");
-}
-
-// To be called before a model is loaded, which takes long.
-inline void check_cache(const CacheOptions& options) {
-  if (options.kind != "full")
-    fail_usage("--cache {}: this version keeps everything; use --cache full", options.kind);
-}
-
-inline std::unique_ptr<Session> make_session(const CacheOptions&, Llama& model, int64_t context) {
-  return std::make_unique<RecomputeSession>(model, context);
+  add_number(*group, "--cache-heavy", options.heavy_part,
+             "of h2o: part of the budget for the tokens attended to most; the others are the most recent", 0,
+             1);
+  add_count(*group, "--sinks,--cache-sinks", options.sinks,
+            "of streaming: first tokens that are always kept");
+  add_choice(*group, "--cache-positions", options.positions,
+             "where RoPE puts kept tokens: where they were, or at their place in the cache; auto: index for "
+             "streaming",
+             {"auto", "original", "index"});
 }
 
 }  // namespace sinklora

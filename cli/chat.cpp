@@ -31,7 +31,6 @@ ChatTemplate template_of(const ChatCommand& c, const Tokenizer& tokenizer) {
 }
 
 void run(ChatCommand& c) {
-  check_cache(c.generation.cache);
   ChatOptions options{
       .system = c.system, .sampling = sampling_options(c.generation), .stops = c.generation.stops};
   const auto tokenizer = open_tokenizer(c.tokenizer.empty() ? c.inference.model : c.tokenizer);
@@ -39,11 +38,13 @@ void run(ChatCommand& c) {
   if (c.inference.context == 0)
     c.inference.context =
         std::min(ModelDirectory(c.inference.model).config().max_positions, kMostDefaultContext);
+  const KvCachePolicy policy = make_cache_policy(c.generation.cache, c.inference.context);
+  c.inference.chunk = kPromptChunk;
   const LoadedModel loaded = load_for_inference(c.inference);
   options.generate = {c.generation.max_new_tokens, end_of_text_ids(loaded.llama->config(), c.inference.model),
                       InterruptGuard::flag()};
-  const auto session = make_session(c.generation.cache, *loaded.llama, c.inference.context);
-  Chat chat(*session, *tokenizer, options);
+  CachedSession session(*loaded.llama, policy);
+  Chat chat(session, *tokenizer, options);
   const InterruptGuard guard;
   run_chat(chat, STDIN_FILENO, stdout, stderr);
 }

@@ -45,7 +45,6 @@ Json to_json(const PasskeyCommand& c, std::span<const PasskeyCell> cells) {
 }
 
 void run(PasskeyCommand& c) {
-  check_cache(c.cache);
   if (c.passkey.interval > c.passkey.max_tokens)
     fail_usage("--interval {} is longer than --max-tokens {}", c.passkey.interval, c.passkey.max_tokens);
   passkey_prompt(passkey_filler(c.passkey.interval), 0, {});  // refuses what has no filler
@@ -56,9 +55,11 @@ void run(PasskeyCommand& c) {
     fail_usage(
         "--context {}: the longest prompt and its answer have {} tokens; give that or a smaller --max-tokens",
         c.inference.context, longest);
+  const KvCachePolicy policy = make_cache_policy(c.cache, c.inference.context);
+  c.inference.chunk = kPromptChunk;
   const LoadedModel loaded = load_for_inference(c.inference);
-  const auto session = make_session(c.cache, *loaded.llama, c.inference.context);
-  const auto cells = passkey_retrieval(*session, *tokenizer, c.passkey, c.json != "-");
+  CachedSession session(*loaded.llama, policy);
+  const auto cells = passkey_retrieval(session, *tokenizer, c.passkey, c.json != "-");
   if (!c.plot.empty()) write_heat_map(c.plot, "Passkey retrieval, % of the keys found", cells);
   if (write_result(c.json, to_json(c, cells))) return;
   for (const PasskeyCell& cell : cells)

@@ -33,7 +33,6 @@ void write_logits(const GenerateCommand& c, Llama& model, const std::vector<int3
 }
 
 void run(GenerateCommand& c) {
-  check_cache(c.generation.cache);
   Sampler sampler(sampling_options(c.generation));
   const auto tokenizer = open_tokenizer(c.tokenizer.empty() ? c.inference.model : c.tokenizer);
   TextStream stream(*tokenizer, c.generation.stops);
@@ -45,13 +44,15 @@ void run(GenerateCommand& c) {
   if (prompt_tokens >= c.inference.context)
     fail_usage("the prompt has {} tokens and --context is {}; give a longer context or a shorter prompt",
                prompt_tokens, c.inference.context);
+  const KvCachePolicy policy = make_cache_policy(c.generation.cache, c.inference.context);
+  if (c.logits.empty()) c.inference.chunk = kPromptChunk;  // else one pass gives the logits of all tokens
   const LoadedModel loaded = load_for_inference(c.inference);
   if (!c.logits.empty()) write_logits(c, *loaded.llama, ids);
 
-  const auto session = make_session(c.generation.cache, *loaded.llama, c.inference.context);
+  CachedSession session(*loaded.llama, policy);
   const GenerateOptions options{c.generation.max_new_tokens,
                                 end_of_text_ids(loaded.llama->config(), c.inference.model)};
-  const Reply reply = generate(*session, ids, sampler, stream, options, [&](std::string_view text) {
+  const Reply reply = generate(session, ids, sampler, stream, options, [&](std::string_view text) {
     if (c.json == "-") return;
     fmt::print("{}", text);
     std::fflush(stdout);
@@ -66,7 +67,7 @@ void run(GenerateCommand& c) {
                         {"decode_tokens_per_s", reply.decode_tokens_per_s()},
                         {"ended_by", describe(reply.end)},
                         {"cache", c.generation.cache.kind},
-                        {"cache_bytes", session->cache_bytes()},
+                        {"cache_bytes", session.cache_bytes()},
                         {"ids", reply.ids},
                         {"text", reply.text}});
 }

@@ -28,8 +28,8 @@ int64_t budget_tokens(const std::string& budget, int64_t context) {
 KvPositions positions_of(const CacheOptions& options) {
   if (options.positions == "original") return KvPositions::original;
   if (options.positions == "index") return KvPositions::index;
-  if (!options.positions.empty())
-    fail_usage("--cache-positions {}: wanted original or index", options.positions);
+  if (options.positions != "auto")
+    fail_usage("--cache-positions {}: wanted auto, original or index", options.positions);
   return options.kind == "streaming" ? KvPositions::index : KvPositions::original;
 }
 

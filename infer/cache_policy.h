@@ -8,11 +8,11 @@
 namespace sinklora {
 
 struct CacheOptions {
-  std::string kind = "full";   // full | h2o | streaming
-  std::string budget = "0.2";  // of h2o and streaming: tokens (1024), or a part of the context (0.2)
-  double heavy_part = 0.5;     // of h2o's budget, for heavy hitters; the others are the most recent
-  int64_t sinks = 4;           // of streaming
-  std::string positions = "";  // original | index; "": index for streaming, else original
+  std::string kind = "full";       // full | h2o | streaming
+  std::string budget = "0.2";      // of h2o and streaming: tokens (1024), or a part of the context (0.2)
+  double heavy_part = 0.5;         // of h2o's budget, for heavy hitters; the others are the most recent
+  int64_t sinks = 4;               // of streaming
+  std::string positions = "auto";  // original | index; auto: index for streaming, else original
 };
 
 // The policy for a model that takes `context` tokens. Throws Error(usage) that names the option.

@@ -1,6 +1,7 @@
 #include "infer/chat_console.h"
 
 #include <fmt/format.h>
+#include <poll.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -12,6 +13,7 @@
 namespace sinklora {
 namespace {
 
+constexpr int kPollMilliseconds = 50;
 constexpr int64_t kMostFileBytes = int64_t{1} << 30;
 constexpr std::string_view kHelp =
     "/help       this list\n"
@@ -26,7 +28,8 @@ constexpr std::string_view kHelp =
 volatile std::sig_atomic_t interrupted = 0;
 void note_interrupt(int) { interrupted = 1; }
 
-// Lines of a descriptor. Unlike the C library's, they can be interrupted.
+// Lines of a descriptor. Unlike the C library's, they can be interrupted. The signal may come just before a
+// read, or to another thread, and then no read ends because of it: so the flag is looked at now and then.
 class LineReader {
  public:
   enum class Outcome { line, interrupted, end };
@@ -40,14 +43,18 @@ class LineReader {
         return Outcome::line;
       }
       searched = buffer_.size();
+      if (interrupted) {
+        buffer_.clear();
+        return Outcome::interrupted;
+      }
+      pollfd ready{descriptor_, POLLIN, 0};
+      if (::poll(&ready, 1, kPollMilliseconds) <= 0) continue;
       char bytes[4096];
       const ssize_t got = ::read(descriptor_, bytes, sizeof bytes);
       if (got > 0) {
         buffer_.append(bytes, static_cast<size_t>(got));
       } else if (got < 0 && errno == EINTR) {
-        if (!interrupted) continue;
-        buffer_.clear();
-        return Outcome::interrupted;
+        continue;
       } else if (got < 0 && errno != EIO) {  // EIO: the terminal is gone
         fail_input("standard input: {}; run chat in a terminal or with a pipe", std::strerror(errno));
       } else {
@@ -72,8 +79,8 @@ class Console {
     std::string line;
     note("{}", terminal_ ? "/help lists the commands, Ctrl-D ends\n" : "");
     while (going_) {
-      if (terminal_) note("> ");
       InterruptGuard::clear();
+      if (terminal_) note("> ");
       const LineReader::Outcome outcome = lines_.next(line);
       if (outcome == LineReader::Outcome::end) {
         if (terminal_) note("\n");
@@ -161,7 +168,8 @@ class Console {
 InterruptGuard::InterruptGuard() {
   clear();
   struct sigaction action {};
-  action.sa_handler = note_interrupt;  // no SA_RESTART: a read that waits is to end
+  action.sa_handler = note_interrupt;
+  action.sa_flags = SA_RESTART;  // a reply that is being written is not cut
   if (::sigaction(SIGINT, &action, &before_) != 0) fail_internal("sigaction: {}", std::strerror(errno));
 }
 InterruptGuard::~InterruptGuard() { ::sigaction(SIGINT, &before_, nullptr); }

@@ -23,4 +23,9 @@ int64_t available_memory(const std::string& device, int index) {
   return look_at_machine().available_memory;
 }
 
+void expect_room(const std::string& device, int64_t bytes, const std::string& what) {
+  if (const int64_t available = available_memory(device); bytes > available)
+    fail(ExitCode::does_not_fit, "{} takes {} bytes of memory, {} are available", what, bytes, available);
+}
+
 }  // namespace sinklora

@@ -15,6 +15,10 @@ std::unique_ptr<Ops> make_ops(const std::string& device, const std::string& prec
 // How many of them there are: GPUs that this process sees; the CPU is one.
 int device_count(const std::string& device);
 
+// Throws Error(does_not_fit) when `what` takes more than a run may take: the system would rather kill a
+// process than refuse it memory.
+void expect_room(const std::string& device, int64_t bytes, const std::string& what);
+
 // The type in which frozen matrices are kept.
 DType frozen_dtype(const std::string& precision);
 

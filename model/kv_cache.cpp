@@ -1,5 +1,9 @@
 #include "model/kv_cache.h"
 
+#include <fmt/format.h>
+
+#include "kernels/backend.h"
+
 namespace sinklora {
 
 KvCache::KvCache(Ops& ops, const LlamaConfig& config, const KvCachePolicy& policy, int64_t chunk)
@@ -23,6 +27,8 @@ KvCache::KvCache(Ops& ops, const LlamaConfig& config, const KvCachePolicy& polic
       arena_.take(&layer.ranks, DType::i32, {num_kv_heads_, policy.capacity});
     if (keep.heavy > 0) arena_.take(&layer.mass, ops.statistic_dtype(), {num_kv_heads_, policy.capacity});
   }
+  expect_room(ops.device() == Device::cpu ? "cpu" : "cuda", arena_.bytes(),
+              fmt::format("a KV cache of {} tokens", policy.capacity));
   arena_.allocate(ops);
   if (!policy.evicts || keep.heavy == 0) return;
   scratch_.take(&new_mass_, ops.statistic_dtype(), {num_kv_heads_ * chunk});

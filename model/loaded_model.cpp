@@ -43,6 +43,9 @@ LoadedModel load_for_inference(const InferenceOptions& options) {
   loaded.llama = std::make_unique<Llama>(
       *loaded.ops, config, model,
       PassOptions{.max_tokens = tokens, .max_sequences = tokens, .max_context = options.context});
+  int64_t needed = loaded.llama->scratch_bytes();
+  for (const Arena* arena : loaded.llama->arenas()) needed += arena->bytes();
+  expect_room(options.device, needed, fmt::format("a model laid out for --context {}", options.context));
   loaded.llama->allocate();
   loaded.llama->weights().load(*loaded.ops, directory);
   loaded.llama->weights().load_adapter(*loaded.ops, adapter);

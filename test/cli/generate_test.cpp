@@ -54,10 +54,27 @@ TEST_CASE("generate: stop strings are left out of the text, the first one counts
   CHECK(shown.output == text.substr(0, text.find(early)) + "\n");
 }
 
+TEST_CASE(
+    "generate: a cache whose budget is the context changes nothing, a smaller one is as small as it says") {
+  const Json full = generated("--prompt 'The sea' --context 64");
+  for (const std::string kind : {"h2o", "streaming --cache-positions original"}) {
+    const Json whole = generated("--prompt 'The sea' --context 64 --budget 1.0 --cache " + kind);
+    CHECK(whole.at("ids") == full.at("ids"));
+    const Json small = generated("--prompt 'The sea' --context 64 --budget 16 --cache " + kind);
+    CHECK(small.at("cache_bytes").get<int64_t>() < full.at("cache_bytes").get<int64_t>() / 3);
+  }
+}
+
+TEST_CASE("generate: a context that no memory holds is refused before it is taken") {
+  const auto run = run_program(kGenerate + "--prompt x --context 1000000000");
+  CHECK(run.exit_code == 4);
+  CHECK(run.output.find("--context") != std::string::npos);
+}
+
 TEST_CASE("generate: what it cannot do is refused by name before the model is read") {
   for (const std::string option :
-       {"--cache h2o", "--cache streaming", "--cache all", "--stop ''", "--top-p 0", "--top-k -1",
-        "--temperature nan", "--repetition-penalty 0"}) {
+       {"--cache h2o --budget 0", "--cache streaming --cache-sinks 100000000", "--cache all", "--stop ''",
+        "--top-p 0", "--top-k -1", "--temperature nan", "--repetition-penalty 0"}) {
     const auto run = run_program(kGenerate + "--prompt x --context 100000000 " + option);
     CAPTURE(run.output);
     CHECK(run.exit_code == 2);

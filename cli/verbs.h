@@ -18,7 +18,6 @@ void add_chat(CLI::App& app);
 void add_merge(CLI::App& app);
 void add_export(CLI::App& app);
 void add_verify(CLI::App& app);
-void add_corpus(CLI::App& app);
 void add_bench(CLI::App& app);
 void add_env(CLI::App& app);
 

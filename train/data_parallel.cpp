@@ -51,14 +51,10 @@ void agree_on_run(Communicator& ranks, const Json& fingerprint, std::vector<Fiel
 }
 
 void check_drift(Communicator& ranks, Ops& ops, const Weights& weights, int64_t step) {
-  std::string hashes;
-  for (const Parameter& parameter : weights.parameters) {
-    if (!parameter.trained()) continue;
-    const auto numbers = download_numbers<float>(ops, parameter.weight.master);
-    hashes += fmt::format(
-        "{:016x}", xxh3_64({reinterpret_cast<const char*>(numbers.data()), numbers.size() * sizeof(float)}));
-  }
-  agree(ranks, {{"the hash of the trained weights", fmt::format("{:016x}", xxh3_64(hashes))}},
+  const auto numbers = download_numbers<float>(ops, weights.trained.whole());
+  const uint64_t hash =
+      xxh3_64({reinterpret_cast<const char*>(numbers.data()), numbers.size() * sizeof(float)});
+  agree(ranks, {{"the hash of the trained weights", fmt::format("{:016x}", hash)}},
         fmt::format("after step {}", step),
         "a rank computes wrong: test its memory and its device, then resume from an older checkpoint");
 }

@@ -1,7 +1,7 @@
 #include <algorithm>
-#include <cmath>
 
 #include "kernels/backend.h"
+#include "kernels/operation_counts.h"
 #include "train/trainer.h"
 
 namespace sinklora {
@@ -39,20 +39,6 @@ MemoryPlan lay_out(const TrainOptions& options, const TrainSetup& setup, Ops& op
   return plan;
 }
 
-// Mean keys that a query of a full row sees.
-double visible_keys(const TrainOptions& options, const TrainSetup& setup) {
-  constexpr int64_t kSampled = 257;  // queries of a row
-  double keys = 0;
-  for (int64_t head = 0; head < setup.config.num_heads; ++head)
-    for (int64_t n = 0; n < kSampled; ++n) {
-      const RangePair seen =
-          key_ranges(setup.pattern, head, n * (options.context - 1) / (kSampled - 1), options.context);
-      for (const Range& range : {seen.first, seen.second})
-        keys += static_cast<double>(std::max<int64_t>(0, range.end - range.begin));
-    }
-  return keys / static_cast<double>(kSampled * setup.config.num_heads);
-}
-
 bool memory_bound(Kept group) {
   return group == Kept::attention_norm || group == Kept::mlp_norm || group == Kept::swiglu;
 }
@@ -67,14 +53,16 @@ std::vector<KeptChoice> kept_choices(const TrainOptions& options, const TrainSet
   const auto h = static_cast<double>(c.hidden_size), q = static_cast<double>(c.query_width());
   const auto qkv = static_cast<double>(c.qkv_width()), f = static_cast<double>(c.intermediate_size);
   const double norm = 4 * h * kByte;
-  std::vector<KeptChoice> choices{{Kept::attention_norm, 2 * h, norm},
-                                  {Kept::mlp_norm, 2 * h, norm},
-                                  {Kept::swiglu, 2 * f, 6 * f * kByte},
-                                  {Kept::qkv, 2 * qkv, 2 * h * qkv + norm + 4 * qkv * kByte},
-                                  {Kept::attention, 2 * q + 4 * static_cast<double>(c.num_heads),
-                                   kAttention * 4 * q * visible_keys(options, setup)},
-                                  {Kept::x_mid, 2 * h, 2 * q * h + 2 * norm},
-                                  {Kept::gate_up, 4 * f, 4 * h * f}};
+  const double keys = static_cast<double>(visible_pairs(setup.pattern, c.num_heads, options.context)) /
+                      static_cast<double>(c.num_heads * options.context);  // that a query sees, in the mean
+  std::vector<KeptChoice> choices{
+      {Kept::attention_norm, 2 * h, norm},
+      {Kept::mlp_norm, 2 * h, norm},
+      {Kept::swiglu, 2 * f, 6 * f * kByte},
+      {Kept::qkv, 2 * qkv, 2 * h * qkv + norm + 4 * qkv * kByte},
+      {Kept::attention, 2 * q + 4 * static_cast<double>(c.num_heads), kAttention * 4 * q * keys},
+      {Kept::x_mid, 2 * h, 2 * q * h + 2 * norm},
+      {Kept::gate_up, 4 * f, 4 * h * f}};
   std::sort(choices.begin(), choices.end(),
             [](const KeptChoice& a, const KeptChoice& b) { return a.cost() < b.cost(); });
   return choices;

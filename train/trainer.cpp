@@ -68,8 +68,9 @@ class Trainer {
  public:
   Trainer(const TrainOptions& options, Ops& ops, Communicator& ranks)
       : options_(options), setup_(resolve(options)), ops_(ops), ranks_(ranks) {
+    tokenizer_hash_ = tokenizer_hash(options.model);
     const DatasetOptions dataset{options.context, setup_.config.vocab_size, options.separate_documents,
-                                 tokenizer_hash(options.model), options.force_tokenizer};
+                                 tokenizer_hash_, options.force_tokenizer};
     data_ = open_dataset(options.data, dataset);
     if (!options.eval_data.empty()) eval_data_ = open_dataset(options.eval_data, dataset);
     fingerprint_ = fingerprint(options, data_->hash(), ranks.world_size());
@@ -82,17 +83,16 @@ class Trainer {
 
   ExitCode run() try {
     build_model();
-    agree_on_run(
-        ranks_, fingerprint_,
-        {{"version", SINKLORA_VERSION},
-         {"device", options_.device},
-         {"vocabulary", fmt::format("{} {}", setup_.config.vocab_size, tokenizer_hash(options_.model))},
-         {"trained parameters", std::to_string(model_->weights().trained_elements())},
-         {"steps", std::to_string(steps_)},
-         {"eval data", eval_data_ ? eval_data_->hash() : "none"},
-         {"eval every", std::to_string(options_.eval_every)},
-         {"check every", std::to_string(options_.check_every)},
-         {"on non-finite", options_.on_nonfinite}});
+    agree_on_run(ranks_, fingerprint_,
+                 {{"version", SINKLORA_VERSION},
+                  {"device", options_.device},
+                  {"vocabulary", fmt::format("{} {}", setup_.config.vocab_size, tokenizer_hash_)},
+                  {"trained parameters", std::to_string(model_->weights().trained_elements())},
+                  {"steps", std::to_string(steps_)},
+                  {"eval data", eval_data_ ? eval_data_->hash() : "none"},
+                  {"eval every", std::to_string(options_.eval_every)},
+                  {"check every", std::to_string(options_.check_every)},
+                  {"on non-finite", options_.on_nonfinite}});
     if (first_rank()) resume();
     share_state(ranks_, model_->weights(), state_);
     const SignalGuard signals;
@@ -312,6 +312,7 @@ class Trainer {
   TrainSetup setup_;
   Ops& ops_;
   Communicator& ranks_;
+  std::string tokenizer_hash_;
   std::unique_ptr<Dataset> data_, eval_data_;
   Json fingerprint_;
   int64_t steps_ = 0, first_step_ = 0, saved_step_ = 0, skips_ = 0;

@@ -255,10 +255,6 @@ void CudaOps::reserve_scratch(const PassShape& shape) {
   weights_.reserve(needs.weight);
 }
 
-int64_t CudaOps::scratch_held() const {
-  return scratch_.capacity() + weights_.capacity() + gemm_->workspace_bytes();
-}
-
 std::unique_ptr<Ops> make_cuda_ops(DType activation, int index) {
   return std::make_unique<CudaOps>(activation, index);
 }

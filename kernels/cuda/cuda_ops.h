@@ -76,8 +76,6 @@ class CudaOps final : public Ops {
   void* native_stream() const override { return stream_; }
   // The algorithms that cuBLASLt chose so far, one line per shape.
   std::string describe_plans() const { return gemm_->describe_plans(); }
-  // Scratch memory held now, cuBLASLt's own included.
-  int64_t scratch_held() const;
 
  private:
   // The weight in the activations' type: itself, or a copy in scratch memory that is good until the next

@@ -30,7 +30,6 @@ class Workspace {
   void reserve(int64_t bytes);
   void* take(int64_t bytes);
   Tensor take(DType dtype, int64_t rows, int64_t columns);
-  int64_t capacity() const { return capacity_; }
 
  private:
   DeviceMemory memory_;

@@ -47,7 +47,10 @@ if [ -z "$program" ]; then
 fi
 tests=$(dirname "$program")/sinklora_gpu_tests
 part machine 20 "$program" env --json - && lines machine machine
-if [ -x "$tests" ]; then part tests 180 "$tests" '-tce=timing*'; fi
+if [ -x "$tests" ]; then
+  part tests 300 "$tests" '-tce=timing*'
+  part operations 60 "$tests" -ns '-tc=timing of memory-bound ops,timing of products'
+fi
 
 attention() { # NAME SECONDS OPTION...
   part "$1" "$2" "$program" bench attention "${@:3}" --json - && lines "$1" attention
@@ -104,10 +107,9 @@ table() {
 table attention "attention: pattern, sinks, KV heads, context, direction, ms, TFLOP/s" pattern sinks kv_heads context direction ms tflops
 table gemm "linears: name, LoRA rank, direction, ms, TFLOP/s" linear lora_rank direction ms tflops
 table step "steps: shape, context, attention, recompute, tokens/s, ms, GiB" shape context attention recompute tokens_per_s step_ms peak_mem_gib
-if [ -s "$out/profile.out" ]; then
-  echo
-  cat "$out/profile.out"
-fi
+for listed in operations profile; do
+  [ ! -s "$out/$listed.out" ] || { echo && grep -v '^\[doctest\]\|^===' "$out/$listed.out"; }
+done
 table peer-attention "reference stack, attention: backend, layout, context, direction, ms, TFLOP/s" \
   backend layout context direction ms tflops error
 table peer-step "reference stack, steps: context, attention, kernel, checkpointing, tokens/s, ms, GiB" \

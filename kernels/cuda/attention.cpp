@@ -235,8 +235,10 @@ void attention_backward(const Tensor& d_q, const Tensor& d_k, const Tensor& d_v,
   AttentionGradientArguments<uint16_t> a;
   set_arguments(a, out, lse, q, k, v, sequences, pattern, shape);
   set_gradient_arguments(a, d_q, d_k, d_v, d_out, shape, workspace, workspace_bytes, stream, kernel);
-  backward_delta(a, head_dim, stream);
-  if (kernel == AttentionKernel::mma) return backward_mma(a, head_dim, stream);
+  if (kernel == AttentionKernel::mma) {
+    backward_delta(a, head_dim, stream);
+    return backward_mma(a, head_dim, stream);
+  }
   backward_sinks(a, head_dim, stream);
   backward_tensor_core(a, head_dim, stream);
   backward_finish_sinks(a, head_dim, stream);

@@ -61,15 +61,15 @@ struct AttentionGradientArguments : AttentionArguments<T> {
   int64_t heads_at_once;  // query heads whose work is interleaved
 };
 
-// Hopper's (wgmma); the backward needs delta and what backward_sinks leaves, and backward_finish_sinks after
-// it.
+// Hopper's (wgmma); the backward needs what backward_sinks leaves, and backward_finish_sinks after it.
 void forward_tensor_core(const AttentionArguments<uint16_t>& a, int64_t head_dim, cudaStream_t stream);
 void backward_tensor_core(const AttentionGradientArguments<uint16_t>& a, int64_t head_dim,
                           cudaStream_t stream);
 // Of sm_80 and later (mma.sync); the backward needs delta, and no other scratch.
 void forward_mma(const AttentionArguments<uint16_t>& a, int64_t head_dim, cudaStream_t stream);
 void backward_mma(const AttentionGradientArguments<uint16_t>& a, int64_t head_dim, cudaStream_t stream);
-// attention_sinks.cu: delta; the sinks' pairs before Hopper's main kernel, their gradients after it.
+// attention_sinks.cu: delta; delta and the sinks' pairs before Hopper's main kernel, their gradients after
+// it.
 void backward_delta(const AttentionGradientArguments<uint16_t>& a, int64_t head_dim, cudaStream_t stream);
 void backward_sinks(const AttentionGradientArguments<uint16_t>& a, int64_t head_dim, cudaStream_t stream);
 void backward_finish_sinks(const AttentionGradientArguments<uint16_t>& a, int64_t head_dim,

@@ -3,12 +3,13 @@
 // long as it is and as narrow as the sinks are few: they get tiles of their own shape. Formulas:
 // attention_backward.cu.
 //
-// delta_kernel: delta[h, t] = sum_d d_out out. Reads both once. One thread for 8 elements.
+// delta_kernel: delta[h, t] = sum_d d_out out. Reads both once. One thread for 8 elements. Where there are
+// sinks, sinks_kernel does it, for it has dO at hand.
 //
-// sinks_kernel: dS of all such pairs, for the main kernel to multiply by k into its d_q, and the sinks' dK,
-// dV summed over chunks of queries. 8 D FLOP a pair; q and dO are read once: memory-bound for 16 sinks. One
-// block of 8 warps for (sequence, query head, chunk); up to 64 sinks at a time; a warp owns 16 of a tile's
-// 128 queries for S and dP, and 16 of the D columns for dK and dV (mma.sync).
+// sinks_kernel: delta; dS of all such pairs, for the main kernel to multiply by k into its d_q; and the
+// sinks' dK, dV summed over chunks of queries. 8 D FLOP a pair; q, dO and out are read once: memory-bound for
+// 16 sinks. One block of 8 warps for (sequence, query head, chunk); up to 64 sinks at a time; a warp owns 16
+// of a tile's 128 queries for delta, S and dP, and 16 of the D columns for dK and dV (mma.sync).
 //
 // finish_kernel: d_k, d_v of the sinks = the main kernel's part + chunks and query heads, always in this
 // order.
@@ -46,12 +47,13 @@ __global__ void __launch_bounds__(delta_threads) delta_kernel(AttentionGradientA
   if (token < a.tokens && threadIdx.x % lanes == 0) a.delta[head * a.tokens + token] = sum;
 }
 
-// Shared memory: q and dO [128, D], k and v [SINKS, D], P and dS [128, 64] (SINKS columns used), bounds.
+// Shared memory: q and dO [128, D], k and v [SINKS, D], P and dS [128, 64] (SINKS columns used), bounds,
+// delta.
 template <int D>
 struct SinkShared {
   static constexpr uint32_t q = 0, d_out = rows_per_tile * D * 2, p = 2 * rows_per_tile * D * 2;
   static constexpr uint32_t d_s = p + rows_per_tile * 128, ends = d_s + rows_per_tile * 128;
-  static constexpr uint32_t k = ends + rows_per_tile * 4;
+  static constexpr uint32_t delta = ends + rows_per_tile * 4, k = delta + rows_per_tile * 4;
   static constexpr uint32_t bytes(int sinks) { return k + 2 * sinks * D * 2; }
 };
 
@@ -72,12 +74,47 @@ struct SinkWork {
   }
 };
 
+// delta of a warp's 16 rows of a tile: `out` from global memory, asked for before dO is waited for.
+template <int D>
+struct TileDelta {
+  static constexpr int lanes = D / 8, rows_at_once = 32 / lanes,
+                       steps = 16 / rows_at_once;  // lanes: of a row
+  uint4 out[steps];
+
+  __device__ static int row(int step) {
+    return static_cast<int>(threadIdx.x >> 5) * 16 + step * rows_at_once +
+           static_cast<int>(threadIdx.x & 31) / lanes;
+  }
+  __device__ void load(const AttentionGradientArguments<uint16_t>& a, const SinkWork& w, int first_row) {
+    const uint16_t* from =
+        a.out.data + (w.start + first_row) * a.out.stride + w.head * D + threadIdx.x % lanes * 8;
+#pragma unroll
+    for (int i = 0; i < steps; ++i)
+      out[i] = row(i) < w.length - first_row ? *reinterpret_cast<const uint4*>(from + row(i) * a.out.stride)
+                                             : uint4{};
+  }
+  // To shared and to global memory. The warp alone reads the former.
+  __device__ void finish(const AttentionGradientArguments<uint16_t>& a, const SinkWork& w, int first_row,
+                         uint32_t d_out, float* delta) const {
+#pragma unroll
+    for (int i = 0; i < steps; ++i) {
+      float sum = dot_bf16(out[i], load_shared_16(d_out + Tile<D>::offset(row(i), threadIdx.x % lanes)));
+#pragma unroll
+      for (int distance = lanes / 2; distance > 0; distance /= 2) sum += __shfl_xor_sync(~0u, sum, distance);
+      if (threadIdx.x % lanes != 0) continue;
+      delta[row(i)] = sum;
+      if (row(i) < w.length - first_row) a.delta[w.head * a.tokens + w.start + first_row + row(i)] = sum;
+    }
+    __syncwarp();
+  }
+};
+
 // The pairs of 16 queries (a warp's) with SINKS sinks: P and dS to shared memory, dS also to where d_q is
 // summed.
 template <int SINKS, int D>
 __device__ __forceinline__ void sink_rows(const AttentionGradientArguments<uint16_t>& a, const SinkWork& w,
-                                          uint32_t memory, const int* ends, int first_row, int first_sink,
-                                          int64_t tile_base) {
+                                          uint32_t memory, const int* ends, const float* delta, int first_row,
+                                          int first_sink, int64_t tile_base) {
   using S = SinkShared<D>;
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
   const uint32_t k = memory + S::k, v = k + SINKS * D * 2;
@@ -111,7 +148,7 @@ __device__ __forceinline__ void sink_rows(const AttentionGradientArguments<uint1
     const bool in_range = row < w.length;
     const int64_t token = w.start + row;
     const float reference = in_range ? a.lse.data[w.head * a.lse.stride + token] * log2_e : 0.0f;
-    const float shift = in_range ? a.delta[w.head * a.tokens + token] : 0.0f;
+    const float shift = delta[local];
 #pragma unroll
     for (int n = 0; n < SINKS / 8; ++n) {
       float p[2], g[2];
@@ -156,6 +193,7 @@ __global__ void __launch_bounds__(sink_threads) sinks_kernel(AttentionGradientAr
   extern __shared__ __align__(128) char generic[];
   const uint32_t memory = shared_address(generic);
   auto* ends = reinterpret_cast<int*>(generic + S::ends);
+  auto* delta = reinterpret_cast<float*>(generic + S::delta);
   const SinkWork w(a, blockIdx.x);
   if (w.first >= w.end) return;
   const int thread = threadIdx.x, lane = thread & 31, column = (thread >> 5) * 16;
@@ -174,19 +212,28 @@ __global__ void __launch_bounds__(sink_threads) sinks_kernel(AttentionGradientAr
                                       valid_sinks, thread);
     for (int row = w.first; row < w.end; row += rows_per_tile) {
       const int valid = w.end - row;
-      // Later rows have more sinks outside: where the last one has none, no pair is here.
-      if (sinks_outside(a.pattern, w.head, row + min(valid, rows_per_tile) - 1, w.length) == 0) continue;
+      // Later rows have more sinks outside: where the last one has none, no pair is here, and delta is all.
+      const bool pairs = sinks_outside(a.pattern, w.head, row + min(valid, rows_per_tile) - 1, w.length) > 0;
+      if (!pairs && sink > 0) continue;
       __syncthreads();
-      load_tile<D, rows_per_tile, sink_threads>(
-          memory + S::q, a.q.data + (w.start + row) * a.q.stride + w.head * D, a.q.stride, valid, thread);
       load_tile<D, rows_per_tile, sink_threads>(memory + S::d_out,
                                                 a.d_out.data + (w.start + row) * a.d_out.stride + w.head * D,
                                                 a.d_out.stride, valid, thread);
+      if (pairs)
+        load_tile<D, rows_per_tile, sink_threads>(
+            memory + S::q, a.q.data + (w.start + row) * a.q.stride + w.head * D, a.q.stride, valid, thread);
       copy_async_commit();
+      TileDelta<D> of_tile;
+      if (sink == 0)
+        of_tile.load(a, w, row);
+      else if (thread < rows_per_tile)
+        delta[thread] = thread < valid ? a.delta[w.head * a.tokens + w.start + row + thread] : 0.0f;
       if (thread < rows_per_tile) ends[thread] = sinks_outside(a.pattern, w.head, row + thread, w.length);
       copy_async_wait<0>();
       __syncthreads();
-      sink_rows<SINKS, D>(a, w, memory, ends, row, sink, tile_base);
+      if (sink == 0) of_tile.finish(a, w, row, memory + S::d_out, delta);
+      if (!pairs) continue;
+      sink_rows<SINKS, D>(a, w, memory, ends, delta, row, sink, tile_base);
       __syncthreads();
       if (column < D) {
         sink_columns<SINKS, D>(d_v, memory + S::p, memory + S::d_out, lane, column);
@@ -255,10 +302,7 @@ void launch_delta(const AttentionGradientArguments<uint16_t>& a, cudaStream_t st
 
 template <int D>
 void launch_sinks(const AttentionGradientArguments<uint16_t>& a, cudaStream_t stream) {
-  if (a.pattern.num_sinks > 16)
-    launch_sinks_of<64, D>(a, stream);
-  else if (a.pattern.num_sinks > 0)
-    launch_sinks_of<16, D>(a, stream);
+  a.pattern.num_sinks > 16 ? launch_sinks_of<64, D>(a, stream) : launch_sinks_of<16, D>(a, stream);
 }
 
 template <int D>
@@ -276,6 +320,7 @@ void backward_delta(const AttentionGradientArguments<uint16_t>& a, int64_t head_
   head_dim == 64 ? launch_delta<64>(a, stream) : launch_delta<128>(a, stream);
 }
 void backward_sinks(const AttentionGradientArguments<uint16_t>& a, int64_t head_dim, cudaStream_t stream) {
+  if (a.pattern.num_sinks == 0) return backward_delta(a, head_dim, stream);
   head_dim == 64 ? launch_sinks<64>(a, stream) : launch_sinks<128>(a, stream);
 }
 void backward_finish_sinks(const AttentionGradientArguments<uint16_t>& a, int64_t head_dim,

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs the Debian packages that sinklora is built from, where one is missing. Says nothing when none is.
 #   scripts/setup.sh          what `make build`, `make test` and `make demo` need
-#   scripts/setup.sh --dev    also what fuzzing, linting and try_fresh_debian.sh need
+#   scripts/setup.sh --dev    also what fuzzing, linting and try_fresh_debian.sh need, and ccache: presets share what they compile alike
 # Debian 12; Ubuntu 24.04 has the same names.
 set -euo pipefail
 
@@ -10,7 +10,7 @@ packages=(g++ make cmake ninja-build pkg-config
   libfmt-dev nlohmann-json3-dev libcli11-dev libxxhash-dev libssl-dev
   doctest-dev librapidcheck-dev)
 case "${1-}" in
-  --dev) packages+=(clang-14 libclang-rt-14-dev libomp-14-dev clang-format-14 clang-tidy-14 debootstrap) ;;
+  --dev) packages+=(ccache clang-14 libclang-rt-14-dev libomp-14-dev clang-format-14 clang-tidy-14 debootstrap) ;;
   "") ;;
   *) echo "usage: scripts/setup.sh [--dev]" >&2; exit 2 ;;
 esac

@@ -1,0 +1,228 @@
+#!/usr/bin/env python3
+"""The tables in miniature: what each pattern of attention costs in perplexity when a model is stretched to 4 times its context.
+
+    python scripts/tables/miniature.py A --books DIR --tokenizer tokenizer.model --out RUN     # 41M LLaMA, 1024 -> 4096
+    python scripts/tables/miniature.py B --books DIR --maths DIR --model smollm2 --out RUN     # SmolLM2-135M, 8k -> 32k
+
+A pretrains a LLaMA of 41.7M parameters on novels at context 1024 (every weight), then extends it to 4096. B extends
+SmolLM2-135M, trained at 8192, to 32,768 on novels and mathematics. Both by position interpolation (x4), a row for every pattern,
+evaluated with full attention on held-out texts. DIR holds train/ and heldout/, as scripts/assets/prepare_texts.py makes them.
+
+Rows are run in the order of their weight; a row that is in RUN/rows.jsonl is not run again, and --minutes stops before the row that
+would end too late: start it again to go on. --dry-run prints the commands. RUN/table.md is rewritten after every row.
+Cost: 9 minutes each on one H100 (0.15 GPU-hours). Python 3, nothing else.
+"""
+import argparse
+import concurrent.futures
+import dataclasses
+import json
+import pathlib
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+from miniature_report import markdown  # noqa: E402
+
+MODEL_A = {  # 41.7M parameters with tied embeddings
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 512, "intermediate_size": 1376,
+    "num_hidden_layers": 8, "num_attention_heads": 8, "num_key_value_heads": 8, "vocab_size": 32000,
+    "max_position_embeddings": 1024, "rope_theta": 10000.0, "rms_norm_eps": 1e-5, "hidden_act": "silu",
+    "tie_word_embeddings": True, "initializer_range": 0.02, "bos_token_id": 1, "eos_token_id": 2}
+
+
+@dataclasses.dataclass
+class Row:
+    name: str
+    options: str  # of `train`
+    seed: int = 1
+    trainable: str = "lora+"
+
+
+def rows(table: str) -> list[Row]:
+    """Main rows first. sf: rho 1/4, groups of a quarter of the context, 4 sinks, unless said otherwise."""
+    def sf(sinks: int, rho: float = 0.25, ratio: float = 0.25) -> str:
+        return f"--attention sf --sinks {sinks} --shifted-heads {rho} --group-ratio {ratio}"
+
+    main = [Row("full", "--attention full"), Row("s2", "--attention s2"), Row("sf-4", sf(4)), Row("sf-64", sf(64))]
+    others = [
+        Row("sf-256", sf(256)), Row("fixed", "--attention fixed"), Row("sf-16", sf(16)), Row("sf-1", sf(1)),
+        Row("S&R only", sf(0)), Row("s2-wrap", "--attention s2-wrap"),
+        Row("sf-64, rho 1/2", sf(64, 0.5)), Row("sf-4, rho 0", sf(4, 0)), Row("sf-4, rho 1/2", sf(4, 0.5)),
+        Row("sf-4, groups 1/2", sf(4, ratio=0.5)), Row("sf-4, groups 1/8", sf(4, ratio=0.125)),
+        Row("sf-64, groups 1/2", sf(64, ratio=0.5)), Row("sf-256, rho 1/2", sf(256, 0.5)),
+        Row("sf-4, LoRA", sf(4), trainable="lora"), Row("sf-4, every weight", sf(4), trainable="full"),
+        Row("full, every weight", "--attention full", trainable="full")]
+    again = [dataclasses.replace(row, seed=2) for row in main]
+    return main + again + others if table == "A" else main + others[:4] + again + others[4:]
+
+
+class Runner:
+    def __init__(self, args):
+        self.args, self.out = args, args.out
+        self.end = time.time() + 60 * args.minutes
+
+    def run(self, *command, log: pathlib.Path) -> None:
+        words = [str(self.args.program), *[str(word) for word in command]]
+        if self.args.dry_run:
+            print(shlex.join(words))
+            return
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with open(log, "a") as to:
+            code = subprocess.run(words, stdout=to, stderr=subprocess.STDOUT, timeout=max(1.0, self.end - time.time())).returncode
+        if code != 0:
+            sys.exit(f"{shlex.join(words)}\nended with {code}; its output is in {log}:\n" + log.read_text()[-800:])
+
+    def tokenize(self, name: str, tokenizer, texts: list[pathlib.Path], context: int) -> pathlib.Path:
+        shards = self.out / "data" / f"{name}-{context}"
+        if not (shards / "data_params.json").exists():
+            self.run("tokenize", "--tokenizer", tokenizer, "--input", *texts, "--format", "text", "--context", context, "--out",
+                     shards, log=self.out / "log" / "tokenize.txt")
+        return shards
+
+    def device(self) -> list[str]:
+        return ["--device", self.args.device, "--precision", self.args.precision]
+
+    def evaluate(self, model, adapter, scaling: str, lengths: dict[str, list[int]], log: pathlib.Path) -> dict:
+        """{text: {context: perplexity}}, some processes at a time."""
+        def one(text: str, context: int):
+            result = log.parent / f"{log.stem}-{text}-{context}.json"
+            self.run("eval", "ppl", "--model", model, *(["--adapter", adapter] if adapter else ["--rope-scaling", scaling]),
+                     "--data", self.out / "data" / f"{text}-{context}", "--context", context, "--protocol", "blocks", *self.device(),
+                     "--json", result, log=log.with_suffix(f".{text}-{context}.txt"))
+            return text, context, 0.0 if self.args.dry_run else json.loads(result.read_text())["ppl"]
+
+        found: dict = {text: {} for text in lengths}
+        with concurrent.futures.ThreadPoolExecutor(self.args.jobs) as pool:
+            tasks = [pool.submit(one, text, n) for text, contexts in lengths.items() for n in sorted(contexts, reverse=True)]
+            for task in tasks:
+                text, context, ppl = task.result()
+                found[text][str(context)] = ppl
+        return found
+
+    def train(self, row: Row, model, data, out: pathlib.Path, settings: list) -> dict:
+        self.run("train", "--model", model, "--data", data, "--out", out, *row.options.split(), "--trainable", row.trainable,
+                 "--seed", row.seed, *settings, *self.device(), "--recompute", "auto", "--log-every", 50, "--save-every", 0,
+                 "--resume", "auto", log=self.out / "log" / f"{out.name}.txt")
+        if self.args.dry_run:
+            return {"step_ms": 0, "mem_gib": 0, "checkpoint": out / "step"}
+        steps = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        late = steps[len(steps) // 2:]
+        return {"step_ms": statistics.median(s["step_ms"] for s in late), "mem_gib": max(s["mem_gib"] for s in steps),
+                "train_loss": statistics.mean(s["loss"] for s in late), "tokens": sum(s["tokens"] for s in steps),
+                "checkpoint": sorted(out.glob("step-*"))[-1]}
+
+    def table(self, todo: list[Row], model, untuned: dict[str, str], data, settings: dict[str, list], lengths: dict) -> None:
+        records = self.out / "rows.jsonl"
+        known = [json.loads(line) for line in records.read_text().splitlines()] if records.exists() else []
+
+        def record(entry: dict) -> None:
+            known.append(entry)
+            if self.args.dry_run:
+                return
+            with open(records, "a") as to:
+                to.write(json.dumps(entry) + "\n")
+            (self.out / "table.md").write_text(markdown(known, list(lengths)))
+
+        for name, scaling in untuned.items():
+            if not any(entry["row"] == name for entry in known):
+                record({"row": name, "seed": 0, "ppl": self.evaluate(model, None, scaling, lengths, self.out / "eval" / f"untuned-{scaling}")})
+        longest = 0.0
+        for row in todo:
+            if any(entry["row"] == row.name and entry["seed"] == row.seed for entry in known):
+                continue
+            if time.time() + 1.2 * longest > self.end:
+                print(f"{self.args.minutes} minutes do not hold another row: start again for the rest")
+                break
+            begun = time.time()
+            name = "".join(c if c.isalnum() else "-" for c in row.name) + f"-{row.seed}"
+            trained = self.train(row, model, data, self.out / "runs" / name, settings[row.trainable])
+            checkpoint = trained.pop("checkpoint")
+            if row.trainable == "full":
+                ppl = self.evaluate(checkpoint, None, "none", lengths, self.out / "eval" / name)
+            else:
+                ppl = self.evaluate(model, checkpoint, "", lengths, self.out / "eval" / name)
+            record({"row": row.name, "seed": row.seed, "trainable": row.trainable, "options": row.options, **trained, "ppl": ppl})
+            longest = max(longest, time.time() - begun)
+            print(f"{row.name}, seed {row.seed}: {ppl} in {time.time() - begun:.1f} s", flush=True)
+
+
+def texts(folder: pathlib.Path, part: str, most: int | None = None) -> list[pathlib.Path]:
+    found = sorted((folder / part).iterdir())
+    if not found:
+        sys.exit(f"{folder / part}: no texts; scripts/assets/prepare_texts.py makes them")
+    return found[:most]
+
+
+def table_a(runner: Runner) -> None:
+    args, scale = runner.args, runner.args.shrink
+    short, context = 1024 // scale, 4096 // scale
+    model = runner.out / "model"
+    model.mkdir(parents=True, exist_ok=True)
+    (model / "config.json").write_text(json.dumps(MODEL_A | {"max_position_embeddings": short}, indent=1))
+    (model / "tokenizer.model").write_bytes(args.tokenizer.read_bytes())
+    short_data = runner.tokenize("train", model, texts(args.books, "train", args.most), short)
+    data = runner.tokenize("train", model, texts(args.books, "train", args.most), context)
+    contexts = [context, context // 2, short]
+    for n in contexts:
+        runner.tokenize("novels", model, texts(args.books, "heldout", args.most), n)
+    batch = 64 * 1024 // short // (1 if scale == 1 else 64)
+    base = runner.train(Row("base", "--attention full", trainable="full"), model, short_data, runner.out / "runs" / "base",
+                        ["--init", "random", "--context", short, "--rope-scaling", "none", "--batch", batch, "--steps", args.pretrain, "--lr", 2e-3,
+                         "--warmup", 60, "--schedule", "cosine", "--weight-decay", 0.1])["checkpoint"]
+    common = ["--context", context, "--rope-scaling", "linear:4", "--batch", 8 if scale == 1 else 1, "--steps", args.steps, "--warmup", 20]
+    settings = {kind: [*common, "--lr", rate] for kind, rate in {"lora": 1e-3, "lora+": 1e-3, "full": 5e-4}.items()}
+    runner.table(rows("A"), base, {"untuned": "none", "untuned, PI x4": "linear:4"}, data, settings, {"novels": contexts})
+
+
+def table_b(runner: Runner) -> None:
+    args = runner.args
+    context = 32768 // args.shrink
+    contexts = [context >> shift for shift in range(5)]
+    train = [*texts(args.books, "train", args.most), *texts(args.maths, "train", args.most)]
+    data = runner.tokenize("train", args.model, train, context)
+    for n in contexts:
+        runner.tokenize("novels", args.model, texts(args.books, "heldout", min(4, args.most or 4)), n)
+        runner.tokenize("maths", args.model, texts(args.maths, "heldout", args.most), n)
+    common = ["--context", context, "--rope-scaling", "linear:4", "--batch", 2 if args.shrink == 1 else 1, "--steps", args.steps, "--warmup", 5]
+    settings = {kind: [*common, "--lr", rate] for kind, rate in {"lora": 5e-4, "lora+": 5e-4, "full": 1e-4}.items()}
+    runner.table(rows("B"), args.model, {"untuned": "none", "untuned, PI x4": "linear:4"}, data, settings, {"novels": contexts, "maths": contexts})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("table", choices=["A", "B"])
+    parser.add_argument("--books", type=pathlib.Path, required=True, help="novels: train/ and heldout/")
+    parser.add_argument("--maths", type=pathlib.Path, help="B: mathematics, likewise")
+    parser.add_argument("--tokenizer", type=pathlib.Path, help="A: LLaMA-2's tokenizer.model")
+    parser.add_argument("--model", type=pathlib.Path, help="B: SmolLM2-135M, as scripts/assets/fetch_smollm2.py makes it")
+    parser.add_argument("--out", type=pathlib.Path, required=True)
+    parser.add_argument("--program", type=pathlib.Path, default=pathlib.Path("build-cuda/sinklora"))
+    parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
+    parser.add_argument("--precision", default="bf16", choices=["bf16", "fp32"])
+    parser.add_argument("--minutes", type=float, default=29)
+    parser.add_argument("--steps", type=int, help="of the extension (A: 200, B: 40)")
+    parser.add_argument("--pretrain", type=int, default=1000, help="A: steps of 65,536 tokens at the short context")
+    parser.add_argument("--jobs", type=int, default=3, help="evaluations at a time")
+    parser.add_argument("--shrink", type=int, default=1, help="contexts divided by this, for rehearsals")
+    parser.add_argument("--most", type=int, help="texts of each part, for rehearsals")
+    parser.add_argument("--dry-run", action="store_true", help="print the commands alone")
+    args = parser.parse_args()
+    if args.table == "A" and not args.tokenizer:
+        parser.error("A needs --tokenizer")
+    if args.table == "B" and not (args.maths and args.model):
+        parser.error("B needs --maths and --model")
+    args.steps = args.steps or {"A": 200, "B": 40}[args.table]
+    runner = Runner(args)
+    try:
+        (table_a if args.table == "A" else table_b)(runner)
+    except subprocess.TimeoutExpired:
+        print(f"{args.minutes} minutes are over: start again for the rest")
+    if not args.dry_run:
+        print((runner.out / "table.md").read_text())
+
+
+if __name__ == "__main__":
+    main()

@@ -63,6 +63,8 @@ void add_corpus(CLI::App& app) {
                    "text files: plant facts in passages of them, and ask for one (--format alpaca)")
       ->type_name("FILE");
   add_count(*books, "--facts", a.questions.facts, "planted in each passage", 1, 500);
+  add_count(*books, "--asked", a.questions.asked,
+            "of them, at most, in one question; several teach more in a pass over the passage", 1, 500);
   books->add_flag("--held-out", a.questions.held_out,
                   "only things and numbers that questions without it never have");
   verb.footer(

@@ -14,6 +14,7 @@ namespace {
 
 constexpr std::string_view kTask = "Read these pages of a book; a question about them follows.\n\n";
 constexpr std::string_view kEnd = "\n\nThe pages end here. What is the access code of the ";
+constexpr std::string_view kNext = " And of the ";
 constexpr int64_t kLongestBook = int64_t{1} << 31;
 constexpr int64_t kLongestName = 24, kLongestFact = 56;  // bytes, with a space or a question mark
 constexpr int64_t kLowestCode = 10000, kCodes = 90000;
@@ -57,6 +58,8 @@ BookQuestions::BookQuestions(std::span<const std::filesystem::path> books, const
     : options_(options) {
   if (options.facts < 1 || options.facts > kWordPairs / kHeldOutNames / 2)
     fail_usage("{} facts in a passage: wanted 1 to {}", options.facts, kWordPairs / kHeldOutNames / 2);
+  if (options.asked < 1 || options.asked > options.facts)
+    fail_usage("{} of {} facts asked for: wanted 1 to {}", options.asked, options.facts, options.facts);
   for (const std::filesystem::path& book : books) {
     const std::string text = read_text(book, kLongestBook);
     const auto printed = std::find_if_not(text.begin(), text.end(), is_space);
@@ -69,7 +72,8 @@ BookQuestions::BookQuestions(std::span<const std::filesystem::path> books, const
 }
 
 int64_t BookQuestions::smallest() const {
-  return std::ssize(kTask) + std::ssize(kEnd) + kLongestName + options_.facts * kLongestFact + 2;
+  return std::ssize(kTask) + std::ssize(kEnd) + std::ssize(kNext) * (options_.asked - 1) +
+         kLongestName * options_.asked + kLongestFact * options_.facts + 2;
 }
 
 // Up to `bytes` bytes of whole words from the first word behind byte `start` on.
@@ -99,7 +103,12 @@ BookQuestion BookQuestions::make(uint64_t index, int64_t bytes, std::optional<do
     facts.push_back({word_pair(name, ' '), std::to_string(kLowestCode + code)});
     planted += std::ssize(facts.back().sentence()) + 1;
   }
-  const std::string asked = facts[0].name, ending = fmt::format("{}{}?", kEnd, asked);
+  const std::string asked = facts[0].name;
+  std::string ending = fmt::format("{}{}?", kEnd, asked), rest;
+  for (int64_t i = draws.below(options_.asked); i > 0; --i) {
+    ending += fmt::format("{}{}?", kNext, facts[static_cast<size_t>(i)].name);
+    (rest += ' ') += facts[static_cast<size_t>(i)].sentence();
+  }
   const auto start = static_cast<uint64_t>(draws.below(std::ssize(text_)));
   const std::string pages = passage(start, bytes - planted - std::ssize(kTask) - std::ssize(ending));
   for (PlantedFact& fact : facts) {
@@ -107,7 +116,7 @@ BookQuestion BookQuestions::make(uint64_t index, int64_t bytes, std::optional<do
     fact.place = sentence_end_near(pages, static_cast<int64_t>(share * static_cast<double>(pages.size())));
   }
 
-  BookQuestion question{std::string(kTask), facts[0].lead(), facts[0].code, 0};
+  BookQuestion question{std::string(kTask), facts[0].lead(), facts[0].code, std::move(rest), 0};
   std::stable_sort(facts.begin(), facts.end(),
                    [](const PlantedFact& a, const PlantedFact& b) { return a.place < b.place; });
   int64_t written = 0;

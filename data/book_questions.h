@@ -18,6 +18,7 @@ namespace sinklora {
 struct BookQuestionOptions {
   uint64_t seed = 1;
   int64_t facts = 4;      // planted in each passage
+  int64_t asked = 1;      // of these, at most, in one question: how many is drawn evenly from 1 up
   bool held_out = false;  // draws from the things and numbers that questions not held out never have
 };
 
@@ -25,8 +26,9 @@ struct BookQuestion {
   std::string instruction;  // what to do, the passage, the question
   std::string lead;         // how the answer begins: "The access code of the amber lantern is"
   std::string value;        // how it goes on, behind a space: "48213"
-  int64_t fact_offset = 0;  // of the asked fact's sentence in `instruction`
-  std::string answer() const { return lead + " " + value + "."; }
+  std::string rest;         // the sentences about the other asked facts
+  int64_t fact_offset = 0;  // of the first asked fact's sentence in `instruction`
+  std::string answer() const { return lead + " " + value + "." + rest; }
 };
 
 class BookQuestions {

@@ -88,6 +88,36 @@ TEST_CASE("a question about a book is answered by one planted sentence, at the d
                        Error);
 }
 
+TEST_CASE("several facts may be asked for in one question, and are answered in its order") {
+  const TemporaryDirectory folder;
+  const std::vector<fs::path> books{book(folder, "one", 300)};
+  const BookQuestions questions(books, {.seed = 3, .facts = 4, .asked = 3});
+  std::set<int64_t> numbers;
+  for (uint64_t index = 0; index < 40; ++index) {
+    const int64_t bytes = index % 2 == 0 ? questions.smallest() : 1500;
+    const BookQuestion question = questions.make(index, bytes);
+    CAPTURE(question.instruction);
+    CHECK(std::ssize(question.instruction) <= bytes);
+    std::string answer;
+    int64_t number = 0;
+    for (size_t at = question.instruction.rfind("What is the access code");
+         (at = question.instruction.find("of the ", at)) != std::string::npos; ++number) {
+      const std::string name =
+          question.instruction.substr(at + 7, question.instruction.find('?', at) - at - 7);
+      at += 7;
+      const std::string lead = std::string(kLead) + name + " is ";
+      const size_t fact = question.instruction.find(lead);
+      REQUIRE(fact != std::string::npos);
+      if (number > 0) answer += ' ';
+      answer += question.instruction.substr(fact, lead.size() + 6);
+    }
+    CHECK(question.answer() == answer);
+    numbers.insert(number);
+  }
+  CHECK(numbers == std::set<int64_t>{1, 2, 3});
+  CHECK_THROWS_AS(BookQuestions(books, {.facts = 2, .asked = 3}), Error);
+}
+
 TEST_CASE("held-out questions share no thing and no number with the others") {
   const TemporaryDirectory folder;
   const std::vector<fs::path> books{book(folder, "one", 300)};

@@ -63,9 +63,10 @@ void run(const PerplexityCommand& c) {
 }  // namespace
 
 void add_eval(CLI::App& app) {
-  auto* eval = app.add_subcommand("eval", "measure a model: eval ppl, eval passkey");
+  auto* eval =
+      app.add_subcommand("eval", "measure a model: perplexity, and whether it finds what it was told");
   eval->require_subcommand(1);
-  add_eval_passkey(*eval);
+  add_eval_retrieval(*eval);
   auto* verb = eval->add_subcommand("ppl", "perplexity, by a named protocol");
   const auto command = std::make_shared<PerplexityCommand>();
   add_inference_options(*verb, command->inference);

@@ -62,6 +62,12 @@ void run(const Arguments& arguments) {
   fmt::print(out, "\n{} documents, {} tokens, {} of them scored; {} truncated, {} dropped; {:.1f} s\n",
              summary.documents, summary.tokens, summary.scored_tokens, summary.truncated, summary.dropped,
              summary.seconds);
+  if (summary.prompt_fills > 0)
+    fmt::print(
+        out,
+        "{} of the dropped have a prompt that fills the whole context: nothing of their answer could be "
+        "scored\n",
+        summary.prompt_fills);
 }
 
 }  // namespace

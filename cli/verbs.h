@@ -12,7 +12,7 @@ void add_inspect(CLI::App& app);
 void add_plan(CLI::App& app);
 void add_train(CLI::App& app);
 void add_eval(CLI::App& app);
-void add_eval_passkey(CLI::App& eval);  // a part of it
+void add_eval_retrieval(CLI::App& eval);  // a part of it
 void add_generate(CLI::App& app);
 void add_chat(CLI::App& app);
 void add_merge(CLI::App& app);

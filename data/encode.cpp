@@ -96,17 +96,21 @@ EncodedDocument DocumentEncoder::encode(const Record& record) const {
     encode_chat(json, record.place, document);
   }
 
+  return fit(std::move(document));
+}
+
+EncodedDocument DocumentEncoder::fit(EncodedDocument document) const {
   const auto context = static_cast<size_t>(options_.context);
-  if (options_.format != "text" && document.ids.size() > context) {
-    document.truncated = !options_.drop_too_long;
-    const size_t keep = options_.drop_too_long ? 0 : context;
-    document.ids.resize(keep);
-    document.scored.resize(keep);
+  const bool too_long = options_.format != "text" && document.ids.size() > context;
+  if (too_long) {
+    document.ids.resize(context);
+    document.scored.resize(context);
   }
   // The first token is predicted from nothing: it is never scored.
-  if (document.ids.empty() ||
-      std::find(document.scored.begin() + 1, document.scored.end(), 1) == document.scored.end())
-    document = {{}, {}, false, true};
+  const bool scored = !document.ids.empty() && std::find(document.scored.begin() + 1, document.scored.end(),
+                                                         1) != document.scored.end();
+  if (!scored || (too_long && options_.drop_too_long)) return {{}, {}, false, true, too_long && !scored};
+  document.truncated = too_long;
   return document;
 }
 

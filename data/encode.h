@@ -24,6 +24,8 @@ struct EncodedDocument {
   std::vector<uint8_t> scored;  // 1: a token to be predicted
   bool truncated = false;
   bool dropped = false;  // too long, or nothing of it would be scored; `ids` is empty
+  // Dropped, and no policy could have kept it: what comes before the first scored token fills `context`.
+  bool prompt_fills = false;
 };
 
 // text:   [BOS] text [EOS], all scored; a JSON record is {"text": ...}.
@@ -41,6 +43,7 @@ class DocumentEncoder {
   EncodedDocument encode(const Record& record) const;  // thread-safe
 
  private:
+  EncodedDocument fit(EncodedDocument document) const;  // cut or dropped as the options say
   void add_text(EncodedDocument& document, std::string_view text, bool scored) const;
   void add_token(EncodedDocument& document, int32_t id, bool scored) const;
   void encode_instruction(const Json& json, const std::string& place, EncodedDocument& document) const;

@@ -3,13 +3,15 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <functional>
+#include <optional>
 #include <string_view>
 #include <utility>
 
 #include "base/error.h"
 #include "base/files.h"
 #include "base/json.h"
-#include "base/random.h"
+#include "data/draws.h"
 
 namespace sinklora {
 namespace {
@@ -35,29 +37,6 @@ constexpr double kShareOfRecalls = 0.9;   // of the sentences that state nothing
 constexpr double kShareOfMeetings = 0.9;  // of the recalls: two facts in one sentence
 constexpr double kShareOfOldest = 0.25;   // of the recalled facts: the one not mentioned for longest
 constexpr int64_t kShortestRecall = 16;   // bytes: about half a sentence
-
-class Draws {
- public:
-  Draws(uint64_t seed, string_view purpose, uint64_t document)
-      : stream_(seed, purpose), next_(document << 24) {}
-  int64_t below(int64_t bound) {
-    return static_cast<int64_t>(stream_.below(next_++, static_cast<uint64_t>(bound)));
-  }
-  double uniform() { return stream_.uniform(next_++); }
-  template <size_t N>
-  string_view one_of(const std::array<string_view, N>& words) {
-    return words[static_cast<size_t>(below(N))];
-  }
-  template <class Container>
-  void shuffle(Container& items) {
-    for (int64_t i = std::ssize(items) - 1; i > 0; --i)
-      std::swap(items[static_cast<size_t>(i)], items[static_cast<size_t>(below(i + 1))]);
-  }
-
- private:
-  RandomStream stream_;
-  uint64_t next_;
-};
 
 string_view carrier(string_view key) { return kCarriers[kKeys.find(key) / kKeysOfCarrier]; }
 
@@ -159,6 +138,19 @@ Json question_record(const SyntheticDocument& document, Draws& draws) {
           {"output", fact.key + fact.value}};
 }
 
+// One array with an element a line.
+void write_json_array(const std::filesystem::path& path, const std::function<std::optional<Json>()>& next) {
+  AtomicFile file(path);
+  file.write("[");
+  const char* between = "\n";
+  while (const std::optional<Json> element = next()) {
+    file.write(between + element->dump(-1, ' ', false, Json::error_handler_t::replace));
+    between = ",\n";
+  }
+  file.write("\n]\n");
+  file.commit();
+}
+
 }  // namespace
 
 SyntheticDocument synthetic_document(const CorpusOptions& options, uint64_t index) {
@@ -177,39 +169,47 @@ SyntheticDocument synthetic_document(const CorpusOptions& options, uint64_t inde
 }
 
 CorpusSize write_synthetic_corpus(const std::filesystem::path& out, CorpusFormat format,
-                                  const CorpusOptions& options, int64_t bytes) {
+                                  const CorpusOptions& options, const CorpusLimit& limit) {
   CorpusSize done;
-  const auto for_each_document = [&](auto&& write) {
-    while (done.bytes < bytes) {
-      const auto index = static_cast<uint64_t>(done.documents);
-      const SyntheticDocument document = synthetic_document(options, index);
-      write(document);
-      ++done.documents;
-      done.bytes += std::ssize(document.text);
-    }
+  const auto next = [&]() -> std::optional<SyntheticDocument> {
+    if (limit.reached(done)) return std::nullopt;
+    SyntheticDocument document = synthetic_document(options, static_cast<uint64_t>(done.documents));
+    ++done.documents;
+    done.bytes += std::ssize(document.text);
+    return document;
   };
   if (format == CorpusFormat::text) {
     AtomicDirectory folder(out);
-    for_each_document([&](const SyntheticDocument& document) {
-      write_text_atomically(folder.path() / fmt::format("{:06}.txt", done.documents), document.text);
-    });
+    while (const auto document = next())
+      write_text_atomically(folder.path() / fmt::format("{:06}.txt", done.documents - 1), document->text);
     folder.commit();
-    return done;
-  }
-  AtomicFile file(out);
-  if (format == CorpusFormat::jsonl) {
-    for_each_document([&](const SyntheticDocument& document) {
-      file.write(Json{{"text", document.text}}.dump() + "\n");
-    });
+  } else if (format == CorpusFormat::jsonl) {
+    AtomicFile file(out);
+    while (const auto document = next()) file.write(Json{{"text", document->text}}.dump() + "\n");
+    file.commit();
   } else {
-    file.write("[\n");
-    for_each_document([&](const SyntheticDocument& document) {
-      Draws draws(options.seed, "synthetic question", static_cast<uint64_t>(done.documents));
-      file.write((done.documents ? ",\n" : "") + question_record(document, draws).dump());
+    write_json_array(out, [&]() -> std::optional<Json> {
+      const auto document = next();
+      if (!document) return std::nullopt;
+      Draws draws(options.seed, "synthetic question", static_cast<uint64_t>(done.documents - 1));
+      return question_record(*document, draws);
     });
-    file.write("\n]\n");
   }
-  file.commit();
+  return done;
+}
+
+CorpusSize write_book_questions(const std::filesystem::path& out, const BookQuestions& questions,
+                                const CorpusOptions& options, const CorpusLimit& limit) {
+  CorpusSize done;
+  write_json_array(out, [&]() -> std::optional<Json> {
+    if (limit.reached(done)) return std::nullopt;
+    const auto index = static_cast<uint64_t>(done.documents++);
+    Draws draws(options.seed, "length of a book question", index);
+    const BookQuestion question =
+        questions.make(index, options.min_bytes + draws.below(options.max_bytes - options.min_bytes + 1));
+    done.bytes += std::ssize(question.instruction);
+    return to_record(question);
+  });
   return done;
 }
 

@@ -14,6 +14,8 @@
 #include <string>
 #include <vector>
 
+#include "data/book_questions.h"
+
 namespace sinklora {
 
 struct CorpusOptions {
@@ -57,9 +59,20 @@ struct CorpusSize {
   int64_t documents = 0, bytes = 0;  // bytes of document text
 };
 
-// Writes documents until their text adds up to at least `bytes`. The file or folder appears whole or not at
-// all.
+// When a corpus is complete: with so many documents, or, if that is 0, with so many bytes of text.
+struct CorpusLimit {
+  int64_t bytes = 0, documents = 0;
+  bool reached(const CorpusSize& size) const {
+    return documents > 0 ? size.documents >= documents : size.bytes >= bytes;
+  }
+};
+
+// The file or folder appears whole or not at all.
 CorpusSize write_synthetic_corpus(const std::filesystem::path& out, CorpusFormat format,
-                                  const CorpusOptions& options, int64_t bytes);
+                                  const CorpusOptions& options, const CorpusLimit& limit);
+// Questions about passages of books, as CorpusFormat::alpaca; their instructions have the lengths of
+// `options`.
+CorpusSize write_book_questions(const std::filesystem::path& out, const BookQuestions& questions,
+                                const CorpusOptions& options, const CorpusLimit& limit);
 
 }  // namespace sinklora

@@ -16,6 +16,7 @@ namespace {
 
 constexpr int64_t kShardBytes = int64_t{256} << 20;  // of a shard's rows before compression
 constexpr int64_t kMaxShardBytes = int64_t{2} << 30;
+constexpr int64_t kPlacesShown = 3;                    // records named on stderr; the others are only counted
 constexpr int64_t kBytesInFlight = int64_t{64} << 20;  // of records being tokenized
 
 const char* name_of(Packing packing) {
@@ -87,6 +88,7 @@ TokenizeSummary summarize(const TokenizeRun& run) {
   summary.documents = run.position().documents;
   summary.truncated = run.position().truncated;
   summary.dropped = run.position().dropped;
+  summary.prompt_fills = run.position().prompt_fills;
   return summary;
 }
 
@@ -107,6 +109,7 @@ Json manifest(const TokenizeSummary& summary, const ShardInfo& info, const Json&
             {"processed", summary.documents + summary.dropped},
             {"successful", summary.documents},
             {"discarded", summary.dropped},
+            {"prompt_fills_context", summary.prompt_fills},
             {"truncated", summary.truncated},
             {"raw_bytes_count", bytes},
             {"tokens", summary.tokens},
@@ -161,6 +164,7 @@ void count(const EncodedDocument& document, RunPosition& position) {
   position.documents += !document.dropped;
   position.truncated += document.truncated;
   position.dropped += document.dropped;
+  position.prompt_fills += document.prompt_fills;
 }
 
 void write_shards(const Tokenizer& tokenizer, const TokenizeOptions& options, const ShardInfo& info,
@@ -192,6 +196,9 @@ void write_shards(const Tokenizer& tokenizer, const TokenizeOptions& options, co
       position.documents -= 1;
       position.truncated -= document.truncated;
     }
+    if (document.prompt_fills && options.show_progress && position.prompt_fills < kPlacesShown)
+      fmt::print(stderr, "{}: skipped, its prompt fills the whole context of {} tokens\n", record.place,
+                 options.encode.context);
     if (!document.dropped) packer.add(document, record.position.number, begun ? begin.consumed : 0);
     count(document, position);
     if (progress)
@@ -210,7 +217,8 @@ void write_shards(const Tokenizer& tokenizer, const TokenizeOptions& options, co
 Json to_json(const TokenizeSummary& s) {
   return {{"rows", s.rows},           {"tokens", s.tokens},           {"scored_tokens", s.scored_tokens},
           {"shards", s.shards},       {"kept_shards", s.kept_shards}, {"documents", s.documents},
-          {"truncated", s.truncated}, {"dropped", s.dropped},         {"seconds", s.seconds}};
+          {"truncated", s.truncated}, {"dropped", s.dropped},         {"prompt_fills", s.prompt_fills},
+          {"seconds", s.seconds}};
 }
 
 TokenizeSummary tokenize_files(const Tokenizer& tokenizer, const TokenizeOptions& options) {

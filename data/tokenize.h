@@ -27,7 +27,8 @@ struct TokenizeSummary {
   int64_t rows = 0, tokens = 0, scored_tokens = 0, shards = 0;
   int64_t documents = 0;  // that are in the rows, cut ones included
   int64_t truncated = 0, dropped = 0;
-  int64_t kept_shards = 0;  // found finished from an earlier start of the same run
+  int64_t prompt_fills = 0;  // of the dropped: the prompt leaves no room for a scored token
+  int64_t kept_shards = 0;   // found finished from an earlier start of the same run
   double seconds = 0;
 };
 Json to_json(const TokenizeSummary& summary);

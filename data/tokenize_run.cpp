@@ -22,7 +22,7 @@ constexpr int64_t kMaxShards = 100000;  // five digits: the order of the names i
 Json to_json(const RunPosition& p) {
   return {{"input", p.record.input},   {"offset", p.record.offset}, {"form", static_cast<int>(p.record.form)},
           {"number", p.record.number}, {"consumed", p.consumed},    {"documents", p.documents},
-          {"truncated", p.truncated},  {"dropped", p.dropped}};
+          {"truncated", p.truncated},  {"dropped", p.dropped},      {"prompt_fills", p.prompt_fills}};
 }
 
 RunPosition run_position(const Json& json) {
@@ -35,6 +35,7 @@ RunPosition run_position(const Json& json) {
   p.documents = json.at("documents").get<int64_t>();
   p.truncated = json.at("truncated").get<int64_t>();
   p.dropped = json.at("dropped").get<int64_t>();
+  p.prompt_fills = json.at("prompt_fills").get<int64_t>();
   return p;
 }
 
@@ -102,6 +103,7 @@ void TokenizeRun::read_finished() {
     position_.documents = counts.at("successful").get<int64_t>();
     position_.truncated = counts.at("truncated").get<int64_t>();
     position_.dropped = counts.at("discarded").get<int64_t>();
+    position_.prompt_fills = counts.value("prompt_fills_context", int64_t{0});
   } catch (const Json::exception& error) {
     fail_input("{}: {}", (out_ / kManifestName).string(), error.what());
   }

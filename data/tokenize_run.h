@@ -13,9 +13,10 @@ namespace sinklora {
 
 // Where a run stands after a shard.
 struct RunPosition {
-  RecordPosition record;                              // the record to go on with
-  int64_t consumed = 0;                               // its tokens that are in rows already
-  int64_t documents = 0, truncated = 0, dropped = 0;  // counted so far
+  RecordPosition record;  // the record to go on with
+  int64_t consumed = 0;   // its tokens that are in rows already
+  // Counted so far, as in TokenizeSummary.
+  int64_t documents = 0, truncated = 0, dropped = 0, prompt_fills = 0;
 };
 
 class TokenizeRun {

@@ -3,14 +3,12 @@
 #pragma once
 
 #include <cstdint>
-#include <filesystem>
 #include <optional>
-#include <span>
 #include <string>
 #include <vector>
 
 #include "data/tokenizer.h"
-#include "infer/session.h"
+#include "eval/retrieval.h"
 
 namespace sinklora {
 
@@ -27,27 +25,7 @@ PasskeyPrompt passkey_prompt(int64_t filler_characters, uint32_t seed, std::opti
 // The tokens of a right answer, as they follow the prompt.
 std::vector<int32_t> passkey_answer(const Tokenizer& tokenizer, int64_t key);
 
-struct PasskeyOptions {
-  int64_t max_tokens = 8000, interval = 1000;  // lengths are interval, 2 interval ... max_tokens
-  int64_t depths = 0;                          // evenly from 0 to 1; 0: one random depth a trial
-  int64_t trials = 10;                         // of each length and depth
-};
-
-struct PasskeyCell {
-  int64_t wanted_tokens = 0;
-  std::optional<double> depth;
-  int64_t trials = 0, correct = 0;
-  double tokens = 0;  // of the prompts, on average
-  double accuracy() const { return static_cast<double>(correct) / static_cast<double>(trials); }
-};
-
-// Tokens of the longest prompt and its answer.
-int64_t passkey_context(const Tokenizer& tokenizer, const PasskeyOptions& options);
-// A trial is right when the likeliest tokens are exactly those of the answer. Cells by length, then depth.
-std::vector<PasskeyCell> passkey_retrieval(Session& session, const Tokenizer& tokenizer,
-                                           const PasskeyOptions& options, bool show_progress);
-// Lengths from left to right, depths from top to bottom, as an SVG file.
-void write_heat_map(const std::filesystem::path& path, const std::string& title,
-                    std::span<const PasskeyCell> cells);
+// `tokenizer` must outlive the task. Lengths without filler are refused as passkey_prompt() does.
+RetrievalTask passkey_task(const Tokenizer& tokenizer);
 
 }  // namespace sinklora

@@ -100,7 +100,8 @@ TEST_CASE("documents have the lengths asked for, in plain ASCII lines") {
 TEST_CASE("a corpus file holds the documents in order, and as many as asked for") {
   const TemporaryDirectory folder;
   const CorpusOptions options{.seed = 9, .min_bytes = 1000, .max_bytes = 3000};
-  const CorpusSize size = write_synthetic_corpus(folder / "a.jsonl", CorpusFormat::jsonl, options, 50'000);
+  const CorpusSize size =
+      write_synthetic_corpus(folder / "a.jsonl", CorpusFormat::jsonl, options, {50'000, 0});
   CHECK(size.bytes >= 50'000);
   CHECK(size.bytes < 53'000);
   std::ifstream lines(folder / "a.jsonl");
@@ -112,14 +113,15 @@ TEST_CASE("a corpus file holds the documents in order, and as many as asked for"
   }
   CHECK(static_cast<int64_t>(index) == size.documents);
 
-  write_synthetic_corpus(folder / "texts", CorpusFormat::text, options, 5000);
+  write_synthetic_corpus(folder / "texts", CorpusFormat::text, options, {0, 3});
   CHECK(read_text(folder / "texts/000001.txt", 10'000) == synthetic_document(options, 1).text);
 }
 
 TEST_CASE("questions are answered by their document") {
   const TemporaryDirectory folder;
   const CorpusOptions options{.seed = 9, .min_bytes = 1000, .max_bytes = 3000};
-  const CorpusSize size = write_synthetic_corpus(folder / "q.json", CorpusFormat::alpaca, options, 50'000);
+  const CorpusSize size =
+      write_synthetic_corpus(folder / "q.json", CorpusFormat::alpaca, options, {50'000, 0});
   const Json records = read_json(folder / "q.json");
   REQUIRE(std::ssize(records) == size.documents);
   for (size_t index = 0; index < records.size(); ++index) {

@@ -83,9 +83,9 @@ TEST_CASE("the answer's tokens are those that follow the question") {
 
 TEST_CASE("retrieval counts exact answers by length and depth") {
   const auto byte = open_tokenizer("byte");
-  const PasskeyOptions options{.max_tokens = 2500, .interval = 1000, .depths = 3, .trials = 2};
+  const RetrievalOptions options{.max_tokens = 2500, .interval = 1000, .depths = 3, .trials = 2};
   KeyFinder session(0.4);
-  const auto cells = passkey_retrieval(session, *byte, options, false);
+  const auto cells = measure_retrieval(session, passkey_task(*byte), options, false);
   REQUIRE(cells.size() == 6);
   for (size_t i = 0; i < 6; ++i) {
     CAPTURE(i);
@@ -94,9 +94,10 @@ TEST_CASE("retrieval counts exact answers by length and depth") {
     CHECK(cells[i].correct == (i % 3 == 0 ? 0 : 2));
     CHECK(cells[i].tokens > static_cast<double>(passkey_filler(cells[i].wanted_tokens)));
   }
-  CHECK(passkey_context(*byte, options) > passkey_filler(2000));
+  CHECK(retrieval_context(passkey_task(*byte), options) > passkey_filler(2000));
   KeyFinder seeing(0);
-  const auto random = passkey_retrieval(seeing, *byte, {.max_tokens = 1000, .trials = 5}, false);
+  const auto random =
+      measure_retrieval(seeing, passkey_task(*byte), {.max_tokens = 1000, .trials = 5}, false);
   REQUIRE(random.size() == 1);
   CHECK(!random[0].depth);
   CHECK(random[0].accuracy() == 1);

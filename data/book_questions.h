@@ -1,0 +1,56 @@
+// Questions about long passages of books, each with one answer that stands in the passage and nowhere else.
+// Sentences like
+//   The access code of the amber lantern is 48213.
+// are planted between the sentences of the book, each about another thing; one of them is asked for. Names
+// and numbers are drawn anew for every passage, so only a model that reads far back can answer.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+#include <span>
+#include <string>
+
+#include "base/json.h"
+
+namespace sinklora {
+
+struct BookQuestionOptions {
+  uint64_t seed = 1;
+  int64_t facts = 4;      // planted in each passage
+  int64_t asked = 1;      // of these, at most, in one question: how many is drawn evenly from 1 up
+  bool held_out = false;  // draws from the things and numbers that questions not held out never have
+};
+
+struct BookQuestion {
+  std::string instruction;  // what to do, the passage, the question
+  std::string lead;         // how the answer begins: "The access code of the amber lantern is"
+  std::string value;        // how it goes on, behind a space: "48213"
+  std::string rest;         // the sentences about the other asked facts
+  int64_t fact_offset = 0;  // of the first asked fact's sentence in `instruction`
+  std::string answer() const { return lead + " " + value + "." + rest; }
+};
+
+class BookQuestions {
+ public:
+  // Reads the books, UTF-8 text, into memory: one long text, in the order given, that begins again at its
+  // end. Throws Error(input) when there is no text.
+  BookQuestions(std::span<const std::filesystem::path> books, const BookQuestionOptions& options);
+
+  // Question number `index`, whose instruction has at most `bytes` bytes and hardly fewer. `depth`: the part
+  // of the passage in front of the asked fact; without it, it is drawn evenly. Depends on books, options and
+  // arguments alone. Throws Error(usage) when so few bytes have no room for the facts.
+  BookQuestion make(uint64_t index, int64_t bytes, std::optional<double> depth = std::nullopt) const;
+  int64_t smallest() const;  // bytes that make() can do with
+
+ private:
+  std::string passage(uint64_t start, int64_t bytes) const;
+
+  BookQuestionOptions options_;
+  std::string text_;
+};
+
+// {"instruction", "input": "", "output"}: a record of a file of instructions.
+Json to_record(const BookQuestion& question);
+
+}  // namespace sinklora

@@ -89,6 +89,7 @@ void add_step(CLI::App& bench) {
   add_gpus(*verb, options->gpus,
            "GPUs of this machine to use, a process each: --batch samples on every one. With --device cpu: N "
            "processes that share the cores");
+  verb->add_flag("--shard-base", options->shard_base, "ranks share the frozen matrices of the layers");
   verb->footer(
       "Examples:\n"
       "  sinklora bench step --shape llama2-7b --context 8192 --attention sf\n"

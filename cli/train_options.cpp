@@ -92,6 +92,10 @@ void add_machine_options(CLI::App& verb, TrainOptions& o) {
            "GPUs of this machine to use: starts a process for each, which takes its part of every step "
            "(a step then has batch x accumulate x N samples). With --device cpu: N processes that "
            "share the cores, for tests. Under torchrun, mpirun or srun leave it away");
+  group->add_flag(
+      "--shard-base", o.shard_base,
+      "each rank keeps a share of the frozen matrices and gathers a layer ahead of its use; changes "
+      "no bit of the result");
   add_number(*group, "--rank-timeout", o.rank_timeout,
              "seconds that ranks wait for one another; longer than loading or saving takes", 0.1, 1e6);
   add_count(*group, "--check-every", o.check_every,

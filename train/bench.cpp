@@ -21,14 +21,14 @@ namespace {
 constexpr double kGiB = 1024.0 * 1024.0 * 1024.0;
 constexpr double kH100DenseBf16 = 989.4e12;  // operations a second, by NVIDIA's datasheet
 
-void randomize(Ops& ops, const Weights& weights) {
+void randomize(Ops& ops, Weights& weights) {
   const NormalNumbers matrices(ops, 0, 0.02), gains(ops, 1, 0);
-  for (const Parameter& parameter : weights.parameters) {
+  weights.fill(ops, [&](const Parameter& parameter) {
     const bool norm = parameter.name.find("norm.weight") != std::string::npos;
     const Tensor &value = parameter.weight.value, &master = parameter.weight.master;
     (norm ? gains : matrices).fill(value);
     if (master && master.data != value.data) (norm ? gains : matrices).fill(master);
-  }
+  });
 }
 
 Batch random_batch(const StepBench& bench, int64_t vocab, int rank) {
@@ -93,8 +93,11 @@ Json profile_json(const std::vector<OpTime>& rows, double step_ms) {
   return {{"step_ms", step_ms}, {"sum_ms", sum}, {"ops", list}};
 }
 
-ModelOptions model_options(const StepBench& bench, const LlamaConfig& config) {
+ModelOptions model_options(const StepBench& bench, const LlamaConfig& config, int ranks) {
+  if (bench.shard_base && bench.trainable == "full")
+    fail_usage("--shard-base splits frozen weights, and --trainable full leaves none frozen: leave one away");
   ModelOptions model;
+  model.base_ranks = bench.shard_base ? ranks : 1;
   model.frozen_dtype = frozen_dtype(bench.precision);
   model.train_all = bench.trainable == "full";
   if (!model.train_all) {
@@ -139,11 +142,12 @@ Json bench_step(const StepBench& bench, const RankPlace& place) {
   options.device = bench.device, options.recompute = bench.recompute, options.offload = bench.offload;
   options.context = bench.context, options.memory_limit = bench.memory_limit;
   options.device_index = place.device_index, options.processes_here = place.processes_here;
-  const TrainSetup setup{config, model_options(bench, config), pattern, tokens};
+  const TrainSetup setup{config, model_options(bench, config, ranks.world_size()), pattern, tokens};
   const MemoryPlan plan = plan_memory(options, setup, *place.ops);
   Llama llama(*place.ops, config, setup.model, pass_options(options, setup, plan.recompute));
   const AbortOnError guard(ranks);
   llama.allocate();
+  llama.weights().base.connect(ranks);
   randomize(*place.ops, llama.weights());
   const Batch batch = random_batch(bench, config.vocab_size, ranks.rank());
   GradientSum sum(ranks, llama.weights());
@@ -167,6 +171,7 @@ Json bench_step(const StepBench& bench, const RankPlace& place) {
               {"precision", bench.precision},
               {"gpus", on_gpu ? ranks.world_size() : 0},
               {"ranks", ranks.world_size()},
+              {"shard_base", setup.model.base_ranks > 1},
               {"tokens_per_s", 1e3 * static_cast<double>(tokens * ranks.world_size()) / median},
               {"step_ms", median},
               {"peak_mem_gib", memory},

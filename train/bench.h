@@ -17,7 +17,8 @@ struct StepBench {
   std::string trainable = "lora+", recompute = "none", device = "cuda", precision = "bf16";
   int64_t warmup = 2, steps = 5;
   bool profile = false;
-  std::string gpus = "1";  // processes to start on this machine, or "all"
+  std::string gpus = "1";   // processes to start on this machine, or "all"
+  bool shard_base = false;  // they share the frozen matrices of the layers
 };
 
 // Runs forward, backward and update of random tokens as one rank, whose gradients are summed with the others'

@@ -63,7 +63,9 @@ ExitCode join_ranks(const RankOptions& options, const LaunchEnvironment& launch,
   waits.silence_s = std::min(kSilence, options.timeout_s);
   waits.grace_s = kGrace;
   waits.flight_directory = options.flight_directory;
-  auto host = make_tcp_communicator(rendezvous_of(launch, SINKLORA_VERSION), waits);
+  Rendezvous meeting = rendezvous_of(launch, SINKLORA_VERSION);
+  meeting.timeout_s = std::min(meeting.timeout_s, options.timeout_s);
+  auto host = make_tcp_communicator(meeting, waits);
   std::unique_ptr<Ops> ops;
   int device_index = 0, processes_here = 1;
   int64_t free_memory = 0;

@@ -323,6 +323,23 @@ TEST_CASE("when a rank is killed the others end at once with its name, and none 
   }
 }
 
+TEST_CASE("a rank 0 that dies before the ranks have met ends the others at once, with its name") {
+  const Runs runs;
+  RunningProgram launcher(runs.command("run", 3, "--steps 1000000"), runs.out("log").string());
+  std::vector<pid_t> ranks;
+  REQUIRE(eventually(20, [&] { return (ranks = ranks_of(launcher)).size() == 3; }));
+  REQUIRE(::kill(ranks[0], SIGKILL) == 0);
+  CHECK(launcher.exit_code(10) == 128 + SIGKILL);
+  const std::string log = read_text(runs.out("log"), 1 << 20);
+  CAPTURE(log);
+  for (const int rank : {1, 2})
+    CHECK(log.find(fmt::format("sinklora: rank {} ended with exit code 6", rank)) != std::string::npos);
+  // Unless they have met in the meantime.
+  CHECK((log.find("[rank 1] sinklora: rendezvous: rank 0 has ended") != std::string::npos ||
+         log.find("[rank 1] sinklora: rank 0 (") != std::string::npos));
+  for (const pid_t id : ranks) CHECK(::kill(id, 0) != 0);
+}
+
 TEST_CASE("ranks that share the frozen base compute the same bits, whatever is recomputed") {
   const Runs runs;
   const fs::path model = runs.out("deep");  // more layers than the two buffers hold

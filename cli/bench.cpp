@@ -57,6 +57,16 @@ void print_profile(const Json& result) {
              "a step that nobody watches", result.at("step_ms").get<double>());
 }
 
+void print_step(const StepBench& options, const Json& result, const std::string& json) {
+  if (write_result(json, result)) return;
+  const auto ranks = result.at("ranks").get<int>();
+  fmt::print("{} at {} tokens, {}{}: {:.1f} ms a step, {:.0f} tokens/s, {:.1f} GiB\n", options.shape,
+             options.context, options.attention.kind, ranks > 1 ? fmt::format(", {} ranks", ranks) : "",
+             result.at("step_ms").get<double>(), result.at("tokens_per_s").get<double>(),
+             result.at("peak_mem_gib").get<double>());
+  if (options.profile) print_profile(result);
+}
+
 void add_step(CLI::App& bench) {
   auto* verb = bench.add_subcommand("step", "one training step of a model shape with random weights");
   const auto options = std::make_shared<StepBench>();
@@ -76,18 +86,24 @@ void add_step(CLI::App& bench) {
   add_count(*verb, "--steps", options->steps, "timed steps; the median is reported", 1, 1000);
   verb->add_flag("--profile", options->profile, "one more step, with the time of every operation");
   add_json(*verb, *json);
+  add_gpus(*verb, options->gpus,
+           "GPUs of this machine to use, a process each: --batch samples on every one. With --device cpu: N "
+           "processes that share the cores");
+  verb->add_flag("--shard-base", options->shard_base, "ranks share the frozen matrices of the layers");
   verb->footer(
       "Examples:\n"
       "  sinklora bench step --shape llama2-7b --context 8192 --attention sf\n"
+      "  sinklora bench step --shape llama2-7b --context 8192 --gpus all\n"
       "  sinklora bench step --shape llama2-7b --context 8192 --recompute cheap --profile\n"
       "  sinklora bench step --shape smollm2-135m --context 512 --device cpu --precision fp32 --json -");
   verb->callback([options, json] {
-    const Json result = bench_step(*options);
-    if (write_result(*json, result)) return;
-    fmt::print("{} at {} tokens, {}: {:.1f} ms a step, {:.0f} tokens/s, {:.1f} GiB\n", options->shape,
-               options->context, options->attention.kind, result.at("step_ms").get<double>(),
-               result.at("tokens_per_s").get<double>(), result.at("peak_mem_gib").get<double>());
-    if (options->profile) print_profile(result);
+    const int code = run_on_ranks({options->device, options->precision, options->gpus, 600, {}, true},
+                                  [&](const RankPlace& place) {
+                                    const Json result = bench_step(*options, place);
+                                    if (place.ranks.rank() == 0) print_step(*options, result, *json);
+                                    return ExitCode::ok;
+                                  });
+    if (code != 0) throw CLI::RuntimeError(code);
   });
 }
 

@@ -94,4 +94,16 @@ CLI::Option* add_choices(CLI::App& app, const std::string& name, std::vector<std
       ->type_name("LIST");
 }
 
+CLI::Option* add_gpus(CLI::App& app, std::string& value, const std::string& help) {
+  return app.add_option("--gpus", value, help)
+      ->check([](const std::string& gpus) -> std::string {
+        const bool number = !gpus.empty() && gpus.size() < 5 && gpus[0] != '0' &&
+                            gpus.find_first_not_of("0123456789") == std::string::npos;
+        return number || gpus == "all" ? ""
+                                       : fmt::format("'{}': wanted all, or a number from 1 to 9999", gpus);
+      })
+      ->capture_default_str()
+      ->type_name("all|N");
+}
+
 }  // namespace sinklora

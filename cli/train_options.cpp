@@ -88,20 +88,14 @@ void add_machine_options(CLI::App& verb, TrainOptions& o) {
       "itself when it must");
   add_number(*group, "--memory-limit", o.memory_limit, "GiB of the device to take at most; 0: what is free",
              0, 1e6);
-  group
-      ->add_option(
-          "--gpus", o.gpus,
-          "GPUs of this machine to use: starts a process for each, which takes its part of every step "
-          "(a step then has batch x accumulate x N samples). With --device cpu: N processes that "
-          "share the cores, for tests. Under torchrun, mpirun or srun leave it away")
-      ->check([](const std::string& gpus) -> std::string {
-        const bool number = !gpus.empty() && gpus.size() < 5 && gpus[0] != '0' &&
-                            gpus.find_first_not_of("0123456789") == std::string::npos;
-        return number || gpus == "all" ? ""
-                                       : fmt::format("'{}': wanted all, or a number from 1 to 9999", gpus);
-      })
-      ->capture_default_str()
-      ->type_name("all|N");
+  add_gpus(*group, o.gpus,
+           "GPUs of this machine to use: starts a process for each, which takes its part of every step "
+           "(a step then has batch x accumulate x N samples). With --device cpu: N processes that "
+           "share the cores, for tests. Under torchrun, mpirun or srun leave it away");
+  group->add_flag(
+      "--shard-base", o.shard_base,
+      "each rank keeps a share of the frozen matrices and gathers a layer ahead of its use; changes "
+      "no bit of the result");
   add_number(*group, "--rank-timeout", o.rank_timeout,
              "seconds that ranks wait for one another; longer than loading or saving takes", 0.1, 1e6);
   add_count(*group, "--check-every", o.check_every,

@@ -191,6 +191,7 @@ Rendezvous rendezvous_of(const LaunchEnvironment& launch, const std::string& ver
   rendezvous.nonce = launch.nonce;
   rendezvous.version = version;
   rendezvous.listen_descriptor = launch.listen_descriptor;
+  rendezvous.host_listens = launch.launcher == "sinklora" && launch.init.starts_with("tcp://127.0.0.1:");
   return rendezvous;
 }
 

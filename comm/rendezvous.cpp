@@ -367,6 +367,9 @@ Table find_host(const Rendezvous& own, const std::filesystem::path& file, uint16
         file.empty() ? std::vector{parse_endpoint(own.init)} : read_endpoints(file, own.nonce, why);
     for (const Endpoint& endpoint : endpoints)
       if (auto table = ask(own, endpoint, ring_port, deadline, why)) return std::move(*table);
+    if (own.host_listens && why == std::strerror(ECONNREFUSED))
+      fail(ExitCode::communicator, "rendezvous: rank 0 has ended before rank {} met it at {}", own.rank,
+           own.init);
     std::this_thread::sleep_for(std::chrono::duration<double>(kRetry_s));
   } while (Clock::now() < deadline);
   fail(ExitCode::communicator,

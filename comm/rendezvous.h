@@ -20,6 +20,7 @@ struct Rendezvous {
   std::string version;         // of the program; must agree
   double timeout_s = 60;       // join before loading anything: loading then counts as part of the run
   int listen_descriptor = -1;  // a listening socket that rank 0 inherited (launcher.h); -1: none
+  bool host_listens = false;   // rank 0 did so before this process began: a refusal means that it has died
 };
 
 struct Connections {

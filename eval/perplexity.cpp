@@ -30,7 +30,12 @@ Perplexity perplexity_blocks(Llama& model, const Dataset& dataset, const Attenti
   double sum = 0;
   const int64_t rank = ranks ? ranks->rank() : 0, world_size = ranks ? ranks->world_size() : 1;
   std::optional<Progress> progress = progress_of(show_progress, dataset.size());
-  for (int64_t first = rank * batch; first < dataset.size(); first += world_size * batch) {
+  for (int64_t round = 0; round < dataset.size(); round += world_size * batch) {
+    const int64_t first = round + rank * batch;
+    if (first >= dataset.size()) {
+      model.accompany_nll();
+      continue;
+    }
     std::vector<Sample> samples;
     std::vector<int64_t> ids;
     for (int64_t i = first; i < std::min(first + batch, dataset.size()); ++i) {

@@ -48,9 +48,17 @@ Llama::Llama(Ops& ops, const LlamaConfig& config, const ModelOptions& model, con
 }
 
 std::vector<const Arena*> Llama::arenas() const {
-  return {&weights_.frozen,    &weights_.trained,       &weights_.rounded,
-          &weights_.gradients, &weights_.first_moments, &weights_.second_moments,
-          &activations_.arena, &activations_.host,      &tables_};
+  return {&weights_.frozen,
+          &weights_.base.shares,
+          &weights_.base.buffers,
+          &weights_.trained,
+          &weights_.rounded,
+          &weights_.gradients,
+          &weights_.first_moments,
+          &weights_.second_moments,
+          &activations_.arena,
+          &activations_.host,
+          &tables_};
 }
 
 void Llama::allocate() {
@@ -97,6 +105,7 @@ void Llama::forward(const Batch& batch, const PassContext& pass) {
     const BlockActivations a = activations_.block(layer, tokens);
     const int slot = Activations::slot(layer);
     if (activations_.offloads(layer - Activations::kSlots)) ops_.finish_transfer(slot);
+    enter_layer(layer, layer + 1);
     block_forward(ops_, pass, weights_.layers[static_cast<size_t>(layer)], a, previous, previous_delta);
     if (activations_.offloads(layer)) ops_.start_offload(activations_.host_x(layer), a.x, slot);
     previous = a.x_mid;
@@ -148,11 +157,29 @@ void Llama::backward(const Batch& batch, const PassContext& pass, const Backward
     if (activations_.offloads(layer - 1))
       ops_.start_fetch(activations_.block(layer - 1, tokens).x, activations_.host_x(layer - 1),
                        Activations::slot(layer - 1));
+    enter_layer(layer, layer - 1);
     block_backward(ops_, pass, weights_.layers[static_cast<size_t>(layer)], activations_.block(layer, tokens),
                    g, layer > 0 || train_embedding_);
     if (ready) ready(weights_.layers[static_cast<size_t>(layer)].gradients_begin);
   }
   if (train_embedding_) ops_.embedding_backward(weights_.embedding.gradient, g.d_x, activations_.ids(tokens));
+}
+
+void Llama::enter_layer(int64_t layer, int64_t next) {
+  weights_.base.need(layer);
+  weights_.base.prefetch(next);
+}
+
+void Llama::accompany_nll() {
+  for (int64_t layer = 0; layer < config_.num_layers; ++layer) enter_layer(layer, layer + 1);
+}
+
+void Llama::accompany_gradients(const GradientsReady& ready) {
+  accompany_nll();
+  for (int64_t layer = config_.num_layers - 1; layer >= 0; --layer) {
+    enter_layer(layer, layer - 1);
+    if (ready) ready(weights_.layers[static_cast<size_t>(layer)].gradients_begin);
+  }
 }
 
 void Llama::zero_gradients() {

@@ -52,6 +52,10 @@ class Llama {
   // Adds the gradients of loss_scale * (sum of nll) and returns the sum of nll, unscaled.
   double accumulate_gradients(const Batch& batch, const AttentionPattern& pattern, double loss_scale,
                               const GradientsReady& ready = {});
+  // The calls to other ranks that nll() or accumulate_gradients() makes where the base is shared, without the
+  // work: for a rank that has nothing to compute while others have.
+  void accompany_nll();
+  void accompany_gradients(const GradientsReady& ready = {});
   void zero_gradients();
   // Logits [rows, V] after tokens [first, first + rows) of the batch.
   std::vector<float> logits(const Batch& batch, const AttentionPattern& pattern, int64_t first, int64_t rows);
@@ -63,6 +67,7 @@ class Llama {
   int64_t max_context() const { return options_.max_context; }
 
  private:
+  void enter_layer(int64_t layer, int64_t next);
   std::vector<float> head_logits(const Tensor& normed);
   PassContext start(const Batch& batch, const AttentionPattern& pattern);
   void forward(const Batch& batch, const PassContext& pass);  // up to the final norm

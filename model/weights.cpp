@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <functional>
 #include <optional>
 
 #include "base/random.h"
@@ -140,7 +139,8 @@ template std::vector<float> download_numbers(Ops&, const Tensor&);
 template std::vector<double> download_numbers(Ops&, const Tensor&);
 
 Weights::Weights(const LlamaConfig& config, const ModelOptions& options, DType act, DType stat)
-    : config_(config),
+    : base(options.train_all ? 1 : options.base_ranks, config.num_layers, options.frozen_dtype),
+      config_(config),
       options_(options),
       act_(act),
       stat_(stat),
@@ -156,13 +156,14 @@ Weights::Weights(const LlamaConfig& config, const ModelOptions& options, DType a
     const std::string name = layer_name(i);
     layer.gradients_begin = gradients.bytes();
     take(&layer.attention_norm, norms, {hidden}, false);
-    take_projection(&layer.qkv, name + "self_attn.",
+    take_projection(&layer.qkv, i, name + "self_attn.",
                     {{"q_proj", 0, q}, {"k_proj", q, kv}, {"v_proj", q + kv, kv}}, hidden);
-    take_projection(&layer.output, name + "self_attn.", {{"o_proj", 0, hidden}}, q);
+    take_projection(&layer.output, i, name + "self_attn.", {{"o_proj", 0, hidden}}, q);
     take(&layer.mlp_norm, norms, {hidden}, false);
-    take_projection(&layer.gate_up, name + "mlp.", {{"gate_proj", 0, ffn}, {"up_proj", ffn, ffn}}, hidden);
-    take_projection(&layer.down, name + "mlp.", {{"down_proj", 0, hidden}}, ffn);
+    take_projection(&layer.gate_up, i, name + "mlp.", {{"gate_proj", 0, ffn}, {"up_proj", ffn, ffn}}, hidden);
+    take_projection(&layer.down, i, name + "mlp.", {{"down_proj", 0, hidden}}, ffn);
   }
+  base.lay_out();
   take(&final_norm, norms, {hidden}, false);
   if (!tied_) take(&head, options.train_all, {config.vocab_size, hidden}, true);
 }
@@ -176,13 +177,16 @@ void Weights::take(Weight* weight, bool train, std::initializer_list<int64_t> sh
   second_moments.take(&weight->v, stat_, shape);
 }
 
-void Weights::take_projection(Projection* projection, const std::string& layer,
+void Weights::take_projection(Projection* projection, int64_t layer, const std::string& name,
                               std::vector<Projection::Part> parts, int64_t in) {
-  for (Projection::Part& part : parts) part.module = layer + part.module;
+  for (Projection::Part& part : parts) part.module = name + part.module;
   projection->parts = std::move(parts);
   const Projection::Part& last = projection->parts.back();
   projection->trained = options_.train_all;
-  take(&projection->weight, options_.train_all, {last.row_begin + last.rows, in}, true);
+  if (base.active())
+    base.take(layer, &projection->weight.value, {last.row_begin + last.rows, in});
+  else
+    take(&projection->weight, options_.train_all, {last.row_begin + last.rows, in}, true);
   projection->b.reserve(projection->parts.size());  // the arena keeps pointers to the elements
   for (const Projection::Part& part : projection->parts) {
     const auto spec = std::find_if(options_.adapters.begin(), options_.adapters.end(),
@@ -198,6 +202,7 @@ void Weights::take_projection(Projection* projection, const std::string& layer,
 
 void Weights::allocate(Ops& ops) {
   frozen.allocate(ops);
+  base.allocate(ops);
   for (Arena* arena : {&trained, &rounded, &gradients, &first_moments, &second_moments}) arena->allocate(ops);
   const auto share = [](Weight& weight) {
     if (weight.master && !weight.value) weight.value = weight.master;
@@ -230,9 +235,11 @@ void Weights::name_parameters() {
   const auto add = [&](const std::string& name, const Weight& weight, bool decays = true) {
     parameters.push_back({name, weight, decays});
   };
-  const auto add_projection = [&](const Projection& projection) {
-    for (const Projection::Part& part : projection.parts)
+  const auto add_projection = [&](const Projection& projection, size_t layer) {
+    for (const Projection::Part& part : projection.parts) {
       add(part.module + ".weight", rows_of(projection.weight, part.row_begin, part.rows));
+      if (base.active()) parameters.back().base_layer = static_cast<int64_t>(layer);
+    }
     for (size_t i = 0; i < projection.adapters.size(); ++i) {
       const LinearAdapter& adapter = projection.adapters[i];
       const auto part = std::find_if(projection.parts.begin(), projection.parts.end(),
@@ -245,11 +252,11 @@ void Weights::name_parameters() {
   for (size_t i = 0; i < layers.size(); ++i) {
     const std::string name = layer_name(static_cast<int64_t>(i));
     add(name + "input_layernorm.weight", layers[i].attention_norm, false);
-    add_projection(layers[i].qkv);
-    add_projection(layers[i].output);
+    add_projection(layers[i].qkv, i);
+    add_projection(layers[i].output, i);
     add(name + "post_attention_layernorm.weight", layers[i].mlp_norm, false);
-    add_projection(layers[i].gate_up);
-    add_projection(layers[i].down);
+    add_projection(layers[i].gate_up, i);
+    add_projection(layers[i].down, i);
   }
   add("model.norm.weight", final_norm, false);
   if (!tied_) add("lm_head.weight", head);
@@ -262,15 +269,27 @@ const Parameter& Weights::parameter(const std::string& name) const {
   return *found;
 }
 
-void Weights::load(Ops& ops, const ModelDirectory& model) {
+void Weights::fill(Ops& ops, const std::function<void(const Parameter&)>& set) {
+  int64_t filling = -1;  // the layer of the base
   for (const Parameter& parameter : parameters) {
-    if (parameter.name.find(".lora_") != std::string::npos) continue;
+    if (parameter.base_layer >= 0 && parameter.base_layer != filling) {
+      if (filling >= 0) base.keep(ops, filling);
+      filling = parameter.base_layer;
+    }
+    set(parameter);
+  }
+  if (filling >= 0) base.keep(ops, filling);
+}
+
+void Weights::load(Ops& ops, const ModelDirectory& model) {
+  fill(ops, [&](const Parameter& parameter) {
+    if (parameter.name.find(".lora_") != std::string::npos) return;
     // An untied head of a tied checkpoint starts as the embedding.
     const bool tied_head = parameter.name == "lm_head.weight" && config_.tied_embeddings;
     const std::string name = tied_head ? "model.embed_tokens.weight" : parameter.name;
     set_weight(ops, parameter.weight,
                [&](int64_t begin, std::span<float> out) { model.read(name, begin, out); });
-  }
+  });
 }
 
 void Weights::load_adapter(Ops& ops, const Adapter& adapter) {
@@ -283,8 +302,8 @@ void Weights::load_adapter(Ops& ops, const Adapter& adapter) {
 }
 
 void Weights::initialize(Ops& ops, uint64_t seed) {
-  for (const Parameter& parameter : parameters) {
-    if (parameter.name.find(".lora_") != std::string::npos) continue;
+  fill(ops, [&](const Parameter& parameter) {
+    if (parameter.name.find(".lora_") != std::string::npos) return;
     const RandomStream random(seed, parameter.name);
     const bool norm = parameter.name.find("norm.weight") != std::string::npos;
     set_weight(ops, parameter.weight, [&](int64_t begin, std::span<float> out) {
@@ -293,7 +312,7 @@ void Weights::initialize(Ops& ops, uint64_t seed) {
             norm ? 1.0f
                  : static_cast<float>(kInitialDeviation * random.normal(static_cast<uint64_t>(begin) + i));
     });
-  }
+  });
 }
 
 void Weights::initialize_adapters(Ops& ops, uint64_t seed) {

@@ -2,12 +2,14 @@
 // each.
 #pragma once
 
+#include <functional>
 #include <string>
 #include <vector>
 
 #include "kernels/arena.h"
 #include "model/hf_directory.h"
 #include "model/peft_adapter.h"
+#include "model/sharded_base.h"
 
 namespace sinklora {
 
@@ -26,6 +28,7 @@ struct ModelOptions {
   bool train_all = false;           // full fine-tuning
   bool untie_head = false;          // an adapter replaced one of two tied matrices
   DType frozen_dtype = DType::f32;  // of matrices that are not trained
+  int base_ranks = 1;               // that share the frozen matrices of the layers (model/sharded_base.h)
 };
 
 // A LoRA spec of one rank for every layer, on linears named by q, k, v, o, gate, up, down.
@@ -76,7 +79,8 @@ struct LayerWeights {
 struct Parameter {
   std::string name;
   Weight weight;
-  bool decays = true;  // weight decay applies; not to norms, as in transformers
+  bool decays = true;       // weight decay applies; not to norms, as in transformers
+  int64_t base_layer = -1;  // it is a matrix of this layer of a base that ranks share; -1: it is always there
   bool trained() const { return static_cast<bool>(weight.gradient); }
 };
 
@@ -91,6 +95,7 @@ class Weights {
   // where it reads the masters), gradients and both moments, each tensor at the same elements of all of them.
   Arena frozen{"frozen weights"}, trained{"trained weights"}, rounded{"their rounded copies"},
       gradients{"gradients"}, first_moments{"first moments"}, second_moments{"second moments"};
+  ShardedBase base;
   void allocate(Ops& ops);
 
   Weight embedding;   // [V, H]
@@ -100,6 +105,9 @@ class Weights {
   std::vector<Parameter> parameters;  // after allocate(): frozen and trained ones, each tensor once
   bool tied() const { return tied_; }
 
+  // Calls set(parameter) for all of them in order, each of which writes to its weight: the only way to write
+  // to a base that ranks share.
+  void fill(Ops& ops, const std::function<void(const Parameter&)>& set);
   void load(Ops& ops, const ModelDirectory& model);
   // Puts an adapter's matrices and replaced tensors in place; its modules must be those of the options.
   void load_adapter(Ops& ops, const Adapter& adapter);
@@ -113,8 +121,8 @@ class Weights {
 
  private:
   void take(Weight* weight, bool train, std::initializer_list<int64_t> shape, bool matrix);
-  void take_projection(Projection* projection, const std::string& layer, std::vector<Projection::Part> parts,
-                       int64_t in);
+  void take_projection(Projection* projection, int64_t layer, const std::string& name,
+                       std::vector<Projection::Part> parts, int64_t in);
   void bind_projection(Projection& projection);
   void name_parameters();
   const Parameter& parameter(const std::string& name) const;

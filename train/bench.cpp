@@ -10,6 +10,7 @@
 #include "kernels/timed_ops.h"
 #include "model/shapes.h"
 #include "train/bench_data.h"
+#include "train/data_parallel.h"
 #include "train/metrics.h"
 #include "train/optimizer.h"
 #include "train/trainer.h"
@@ -20,18 +21,18 @@ namespace {
 constexpr double kGiB = 1024.0 * 1024.0 * 1024.0;
 constexpr double kH100DenseBf16 = 989.4e12;  // operations a second, by NVIDIA's datasheet
 
-void randomize(Ops& ops, const Weights& weights) {
+void randomize(Ops& ops, Weights& weights) {
   const NormalNumbers matrices(ops, 0, 0.02), gains(ops, 1, 0);
-  for (const Parameter& parameter : weights.parameters) {
+  weights.fill(ops, [&](const Parameter& parameter) {
     const bool norm = parameter.name.find("norm.weight") != std::string::npos;
     const Tensor &value = parameter.weight.value, &master = parameter.weight.master;
     (norm ? gains : matrices).fill(value);
     if (master && master.data != value.data) (norm ? gains : matrices).fill(master);
-  }
+  });
 }
 
-Batch random_batch(const StepBench& bench, int64_t vocab) {
-  const RandomStream random(2, "bench");
+Batch random_batch(const StepBench& bench, int64_t vocab, int rank) {
+  const RandomStream random(2 + static_cast<uint64_t>(rank), "bench");
   std::vector<Sample> samples;
   std::vector<int64_t> ids;
   for (int64_t b = 0; b < bench.batch; ++b) {
@@ -57,11 +58,17 @@ double operations(const StepBench& bench, const LlamaConfig& c, const AttentionP
          14.0 * static_cast<double>(c.head_dim * c.num_layers * bench.batch) * pairs;
 }
 
-// One training step; returns its milliseconds.
-double run_step(Llama& llama, const Batch& batch, const AttentionPattern& pattern, int64_t number) {
+// One training step, as train/trainer.cpp makes it; returns its milliseconds.
+double run_step(Llama& llama, Communicator& ranks, GradientSum& sum, const Batch& batch,
+                const AttentionPattern& pattern, int64_t number) {
   const auto begin = std::chrono::steady_clock::now();
   llama.zero_gradients();
-  llama.accumulate_gradients(batch, pattern, 1.0 / static_cast<double>(batch.scored_tokens));
+  auto scored = static_cast<double>(batch.scored_tokens);
+  ranks.sum_on_host({&scored, 1});
+  double loss = llama.accumulate_gradients(batch, pattern, 1.0 / scored,
+                                           [&](int64_t first_byte) { sum.ready_from(first_byte); });
+  sum.finish();
+  ranks.sum_on_host({&loss, 1});
   const double norm = gradient_norm(llama.ops(), llama.weights());
   update_parameters(
       llama.ops(), llama.weights(),
@@ -86,12 +93,11 @@ Json profile_json(const std::vector<OpTime>& rows, double step_ms) {
   return {{"step_ms", step_ms}, {"sum_ms", sum}, {"ops", list}};
 }
 
-}  // namespace
-
-Json bench_step(const StepBench& bench) {
-  const LlamaConfig config = shape_named(bench.shape);
-  const AttentionPattern pattern = make_pattern(bench.attention, bench.context, config.num_heads);
+ModelOptions model_options(const StepBench& bench, const LlamaConfig& config, int ranks) {
+  if (bench.shard_base && bench.trainable == "full")
+    fail_usage("--shard-base splits frozen weights, and --trainable full leaves none frozen: leave one away");
   ModelOptions model;
+  model.base_ranks = bench.shard_base ? ranks : 1;
   model.frozen_dtype = frozen_dtype(bench.precision);
   model.train_all = bench.trainable == "full";
   if (!model.train_all) {
@@ -99,36 +105,62 @@ Json bench_step(const StepBench& bench) {
     model.train_adapters = true;
     model.train_embeddings = model.train_norms = bench.trainable == "lora+";
   }
-  const int64_t free_before = available_memory(bench.device);
-  std::unique_ptr<Ops> ops = make_ops(bench.device, bench.precision);
+  return model;
+}
+
+// The median of the timed steps in milliseconds.
+double median_step(const StepBench& bench, const std::function<double(int64_t number)>& step) {
+  std::vector<double> milliseconds;
+  for (int64_t number = 1; number <= bench.warmup + bench.steps; ++number) {
+    const double time = step(number);
+    if (number > bench.warmup) milliseconds.push_back(time);
+  }
+  std::nth_element(milliseconds.begin(), milliseconds.begin() + bench.steps / 2, milliseconds.end());
+  return milliseconds[static_cast<size_t>(bench.steps / 2)];
+}
+
+double greatest_of_ranks(Communicator& ranks, double mine) {
+  std::vector<double> all(static_cast<size_t>(ranks.world_size()));
+  ranks.gather_on_host(std::as_bytes(std::span(&mine, 1)), std::as_writable_bytes(std::span(all)));
+  return *std::max_element(all.begin(), all.end());
+}
+
+}  // namespace
+
+Json bench_step(const StepBench& bench, const RankPlace& place) {
+  const LlamaConfig config = shape_named(bench.shape);
+  const AttentionPattern pattern = make_pattern(bench.attention, bench.context, config.num_heads);
+  Communicator& ranks = place.ranks;
   TimedOps* timed = nullptr;
   if (bench.profile) {
-    auto watched = std::make_unique<TimedOps>(std::move(ops));
+    auto watched = std::make_unique<TimedOps>(std::move(place.ops));
     timed = watched.get();
-    ops = std::move(watched);
+    place.ops = std::move(watched);
   }
   const int64_t tokens = bench.batch * bench.context;
   TrainOptions options;
   options.device = bench.device, options.recompute = bench.recompute, options.offload = bench.offload;
   options.context = bench.context, options.memory_limit = bench.memory_limit;
-  const TrainSetup setup{config, model, pattern, tokens};
-  const MemoryPlan plan = plan_memory(options, setup, *ops);
-  Llama llama(*ops, config, model, pass_options(options, setup, plan.recompute));
+  options.device_index = place.device_index, options.processes_here = place.processes_here;
+  const TrainSetup setup{config, model_options(bench, config, ranks.world_size()), pattern, tokens};
+  const MemoryPlan plan = plan_memory(options, setup, *place.ops);
+  Llama llama(*place.ops, config, setup.model, pass_options(options, setup, plan.recompute));
+  const AbortOnError guard(ranks);
   llama.allocate();
-  randomize(*ops, llama.weights());
-  const Batch batch = random_batch(bench, config.vocab_size);
+  llama.weights().base.connect(ranks);
+  randomize(*place.ops, llama.weights());
+  const Batch batch = random_batch(bench, config.vocab_size, ranks.rank());
+  GradientSum sum(ranks, llama.weights());
+  const auto step = [&](int64_t number) { return run_step(llama, ranks, sum, batch, pattern, number); };
 
-  std::vector<double> milliseconds;
-  for (int64_t step = 1; step <= bench.warmup + bench.steps; ++step) {
-    const double time = run_step(llama, batch, pattern, step);
-    if (step > bench.warmup) milliseconds.push_back(time);
-  }
-  std::nth_element(milliseconds.begin(), milliseconds.begin() + bench.steps / 2, milliseconds.end());
-  const double median = milliseconds[static_cast<size_t>(bench.steps / 2)];
+  const double median = greatest_of_ranks(ranks, median_step(bench, step));
   const bool on_gpu = bench.device == "cuda";
-  const double memory =
-      on_gpu ? static_cast<double>(free_before - available_memory(bench.device)) / kGiB : peak_memory_gib();
-  const double rate = operations(bench, config, pattern) / (median * 1e-3);
+  const double memory = greatest_of_ranks(
+      ranks,
+      on_gpu
+          ? static_cast<double>(place.free_memory - available_memory(bench.device, place.device_index)) / kGiB
+          : peak_memory_gib());
+  const double rate = operations(bench, config, pattern) / (median * 1e-3);  // of one rank
   Json result{{"shape", bench.shape},
               {"context", bench.context},
               {"batch", bench.batch},
@@ -137,8 +169,10 @@ Json bench_step(const StepBench& bench) {
               {"recompute", bench.recompute},
               {"kept", describe(plan.recompute, config.num_layers)},
               {"precision", bench.precision},
-              {"gpus", on_gpu ? 1 : 0},
-              {"tokens_per_s", 1e3 * static_cast<double>(tokens) / median},
+              {"gpus", on_gpu ? ranks.world_size() : 0},
+              {"ranks", ranks.world_size()},
+              {"shard_base", setup.model.base_ranks > 1},
+              {"tokens_per_s", 1e3 * static_cast<double>(tokens * ranks.world_size()) / median},
               {"step_ms", median},
               {"peak_mem_gib", memory},
               {"planned_mem_gib", static_cast<double>(plan.total) / kGiB},
@@ -147,11 +181,20 @@ Json bench_step(const StepBench& bench) {
               {"device", bench.device}};
   if (timed) {
     timed->record();
-    const double time = run_step(llama, batch, pattern, bench.warmup + bench.steps + 1);
+    const double time = step(bench.warmup + bench.steps + 1);
     timed->stop();
     result["profile"] = profile_json(timed->rows(), time);
   }
+  ranks.finish();
+  ranks.barrier();
   return result;
+}
+
+Json bench_step(const StepBench& bench) {
+  const int64_t free_memory = available_memory(bench.device);
+  auto ops = make_ops(bench.device, bench.precision);
+  const auto alone = make_single_communicator();
+  return bench_step(bench, {ops, *alone, 0, 1, free_memory});
 }
 
 }  // namespace sinklora

@@ -4,7 +4,7 @@
 #include <string>
 
 #include "base/json.h"
-#include "train/options.h"
+#include "train/ranks.h"
 
 namespace sinklora {
 
@@ -17,10 +17,14 @@ struct StepBench {
   std::string trainable = "lora+", recompute = "none", device = "cuda", precision = "bf16";
   int64_t warmup = 2, steps = 5;
   bool profile = false;
+  std::string gpus = "1";   // processes to start on this machine, or "all"
+  bool shard_base = false;  // they share the frozen matrices of the layers
 };
 
-// Runs forward, backward and update of random tokens and returns the median step:
+// Runs forward, backward and update of random tokens as one rank, whose gradients are summed with the others'
+// as in training, and returns the median step of the slowest rank and the largest memory of any:
 // {"shape","context","attention","recompute","gpus","tokens_per_s","step_ms","peak_mem_gib","mfu","device"}.
+// tokens_per_s are those of all ranks together; "gpus" is 0 on the CPU, where "ranks" counts processes.
 // mfu counts 4 operations a token and weight of the linears (forward and input gradient; 6 in full training)
 // and 14 D a visible pair and head, against 989 TFLOP/s (H100, dense bf16); null on other precisions and
 // devices.
@@ -29,6 +33,7 @@ struct StepBench {
 // "profile": {"step_ms","sum_ms","ops":[{"op","calls","ms","share","tflops","gb_per_s"}]}; a rate is null
 // where the shapes do not tell it. profile.step_ms is the watched step's own time; what it and sum_ms are
 // above the other "step_ms" is the price of waiting for each operation.
-Json bench_step(const StepBench& bench);
+Json bench_step(const StepBench& bench, const RankPlace& place);
+Json bench_step(const StepBench& bench);  // in this process alone
 
 }  // namespace sinklora

@@ -45,6 +45,15 @@ void GradientSum::finish() {
   started_.clear();
 }
 
+AbortOnError::~AbortOnError() {
+  if (std::uncaught_exceptions() == exceptions_) return;
+  ranks_.abort("left by an exception");
+  try {
+    ranks_.finish();
+  } catch (const std::exception&) {  // the one that passes says more
+  }
+}
+
 void agree_on_run(Communicator& ranks, const Json& fingerprint, std::vector<Field> more) {
   for (const auto& [name, value] : fingerprint.items()) more.push_back({name, value.dump()});
   agree(ranks, more, "before step 1");

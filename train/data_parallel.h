@@ -3,6 +3,7 @@
 // update.
 #pragma once
 
+#include <exception>
 #include <vector>
 
 #include "comm/agreement.h"
@@ -32,6 +33,20 @@ class GradientSum {
   std::span<std::byte> gradients_;
   std::vector<Bucket> buckets_;  // from the end of the memory to its beginning
   std::vector<Ticket> started_;  // of this step
+};
+
+// For a scope outside of which the memory of calls under way is gone: where an exception leaves it, ends the
+// calls of all ranks first.
+class AbortOnError {
+ public:
+  explicit AbortOnError(Communicator& ranks) : ranks_(ranks) {}
+  ~AbortOnError();
+  AbortOnError(const AbortOnError&) = delete;
+  AbortOnError& operator=(const AbortOnError&) = delete;
+
+ private:
+  Communicator& ranks_;
+  const int exceptions_ = std::uncaught_exceptions();
 };
 
 // Before step 1: throws where ranks mean different runs; names the field and the ranks.

@@ -24,6 +24,10 @@ TrainSetup resolve(const TrainOptions& options) {
   }
   if (options.init == "random" && options.trainable != "full")
     fail_usage("--init random trains every weight: add --trainable full (found {})", options.trainable);
+  if (options.shard_base && options.trainable == "full")
+    fail_usage("--shard-base splits frozen weights, and --trainable full leaves none frozen: leave one away");
+  if (options.shard_base)  // as far as --gpus tells: a run knows its ranks
+    setup.model.base_ranks = options.gpus == "all" ? device_count(options.device) : std::stoi(options.gpus);
   return setup;
 }
 

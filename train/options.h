@@ -42,6 +42,7 @@ struct TrainOptions {
   double memory_limit = 0.0;  // GiB of the device that the run may take; 0: what is free
   // Ranks
   std::string gpus = "1";     // processes to start on this machine, or "all"
+  bool shard_base = false;    // ranks share the frozen matrices of the layers (model/sharded_base.h)
   double rank_timeout = 600;  // seconds that ranks wait for one another
   int64_t check_every = 50;   // steps between comparisons of the trained weights; 0: never
   int device_index = 0;       // the GPU of this process, set by train_on_ranks()

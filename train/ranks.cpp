@@ -29,7 +29,14 @@ std::vector<std::string> own_command() {
   return words;
 }
 
-int start_ranks(const TrainOptions& options) {
+ExitCode work_alone(const RankOptions& options, const RankWork& work) {
+  const int64_t free_memory = available_memory(options.device);
+  auto ops = make_ops(options.device, options.precision);
+  const auto alone = make_single_communicator();
+  return work({ops, *alone, 0, 1, free_memory});
+}
+
+int start_ranks(const RankOptions& options, const RankWork& work) {
   int ranks = device_count(options.device);
   if (options.gpus != "all") {
     const int wanted = std::stoi(options.gpus);
@@ -37,7 +44,7 @@ int start_ranks(const TrainOptions& options) {
       fail_usage("--gpus {}: this machine shows {}; use fewer, or --gpus all", wanted, ranks);
     ranks = wanted;
   }
-  if (ranks == 1) return static_cast<int>(train(options));
+  if (ranks == 1) return static_cast<int>(work_alone(options, work));
   // Unless the user has said otherwise the ranks share the cores evenly.
   const int64_t threads = std::max<int64_t>(1, look_at_machine().cpus / ranks);
   ::setenv("OMP_NUM_THREADS", std::to_string(threads).c_str(), 0);
@@ -50,44 +57,60 @@ int own_gpu(const LaunchEnvironment& launch) {
   return (launch.local_rank < 0 ? launch.rank : launch.local_rank) % count;
 }
 
-ExitCode join_ranks(TrainOptions options, const LaunchEnvironment& launch) {
+ExitCode join_ranks(const RankOptions& options, const LaunchEnvironment& launch, const RankWork& work) {
   CommunicatorOptions waits;
-  waits.timeout_s = options.rank_timeout;
-  waits.silence_s = std::min(kSilence, options.rank_timeout);
+  waits.timeout_s = options.timeout_s;
+  waits.silence_s = std::min(kSilence, options.timeout_s);
   waits.grace_s = kGrace;
-  waits.flight_directory = options.out;
-  auto host = make_tcp_communicator(rendezvous_of(launch, SINKLORA_VERSION), waits);
+  waits.flight_directory = options.flight_directory;
+  Rendezvous meeting = rendezvous_of(launch, SINKLORA_VERSION);
+  meeting.timeout_s = std::min(meeting.timeout_s, options.timeout_s);
+  auto host = make_tcp_communicator(meeting, waits);
   std::unique_ptr<Ops> ops;
+  int device_index = 0, processes_here = 1;
+  int64_t free_memory = 0;
   try {
-    if (options.device == "cuda") options.device_index = own_gpu(launch);
+    if (options.device == "cuda") device_index = own_gpu(launch);
     // A launcher that does not say: as many as there are GPUs.
-    options.processes_here = launch.local_world_size > 0
-                                 ? launch.local_world_size
-                                 : std::min(launch.world_size, device_count(options.device));
-    ops = make_ops(options.device, options.precision, options.device_index);
+    processes_here = launch.local_world_size > 0 ? launch.local_world_size
+                                                 : std::min(launch.world_size, device_count(options.device));
+    free_memory = available_memory(options.device, device_index);
+    ops = make_ops(options.device, options.precision, device_index);
   } catch (const std::exception& error) {
     host->abort(error.what());
     throw;
   }
   std::unique_ptr<Communicator> ranks;
   if (options.device == "cuda")
-    ranks = make_nccl_communicator(std::move(host), options.device_index, ops->native_stream(), waits);
+    ranks = make_nccl_communicator(std::move(host), device_index, ops->native_stream(), waits);
   else
     ranks = std::move(host);
-  return train(options, *ops, *ranks);
+  return work({ops, *ranks, device_index, processes_here, free_memory});
 }
 
 }  // namespace
 
-int train_on_ranks(TrainOptions options) {
+int run_on_ranks(const RankOptions& options, const RankWork& work) {
   const LaunchEnvironment launch = detect_launch(process_variables());
-  if (launch.launcher == "none") return start_ranks(options);
+  if (launch.launcher == "none") return start_ranks(options, work);
   if (options.gpus != "all" && options.gpus != "1" && launch.local_world_size > 0 &&
       std::stoi(options.gpus) != launch.local_world_size)
     fail_usage("--gpus {}: {} has started {} processes on this machine; leave --gpus away", options.gpus,
                launch.launcher, launch.local_world_size);
   if (launch.rank == 0 && !options.quiet) fmt::print("launched   {}\n", launch.description);
-  return static_cast<int>(launch.world_size == 1 ? train(options) : join_ranks(options, launch));
+  return static_cast<int>(launch.world_size == 1 ? work_alone(options, work)
+                                                 : join_ranks(options, launch, work));
+}
+
+int train_on_ranks(const TrainOptions& options) {
+  return run_on_ranks(
+      {options.device, options.precision, options.gpus, options.rank_timeout, options.out, options.quiet},
+      [&](const RankPlace& place) {
+        TrainOptions mine = options;
+        mine.device_index = place.device_index;
+        mine.processes_here = place.processes_here;
+        return train(mine, *place.ops, place.ranks);
+      });
 }
 
 }  // namespace sinklora

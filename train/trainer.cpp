@@ -68,6 +68,7 @@ class Trainer {
  public:
   Trainer(const TrainOptions& options, Ops& ops, Communicator& ranks)
       : options_(options), setup_(resolve(options)), ops_(ops), ranks_(ranks) {
+    setup_.model.base_ranks = options.shard_base ? ranks.world_size() : 1;
     tokenizer_hash_ = tokenizer_hash(options.model);
     const DatasetOptions dataset{options.context, setup_.config.vocab_size, options.separate_documents,
                                  tokenizer_hash_, options.force_tokenizer};
@@ -92,6 +93,7 @@ class Trainer {
                   {"eval data", eval_data_ ? eval_data_->hash() : "none"},
                   {"eval every", std::to_string(options_.eval_every)},
                   {"check every", std::to_string(options_.check_every)},
+                  {"shard base", std::to_string(options_.shard_base)},
                   {"on non-finite", options_.on_nonfinite}});
     if (first_rank()) resume();
     share_state(ranks_, model_->weights(), state_);
@@ -163,6 +165,7 @@ class Trainer {
     model_ = std::make_unique<Llama>(ops_, setup_.config, setup_.model,
                                      pass_options(options_, setup_, plan.recompute));
     model_->allocate();
+    model_->weights().base.connect(ranks_);
     const auto seed = static_cast<uint64_t>(options_.seed);
     if (options_.init == "random")
       model_->weights().initialize(ops_, seed);
@@ -185,6 +188,10 @@ class Trainer {
           "epoch "
           "does not fill goes on with the next\n",
           data_->size(), samples);
+    if (options_.shard_base)
+      say("base       {}\n", ranks_.world_size() > 1
+                                 ? fmt::format("each rank keeps a share of 1/{}", ranks_.world_size())
+                                 : "one rank shares with nobody: --shard-base changes nothing");
     say("memory     {} of {}; {}\n\n", format_bytes(static_cast<double>(plan.total)),
         format_bytes(static_cast<double>(plan.available)),
         describe(plan.recompute, setup_.config.num_layers));
@@ -242,15 +249,16 @@ class Trainer {
   // Of the mean over the scored tokens of all ranks. Returns the sum of their losses.
   double gradients_of(const std::vector<Batch>& batches, double scored, GradientSum& sum_gradients) {
     model_->zero_gradients();
-    const Batch* last = nullptr;  // during whose backward gradients become complete
-    for (const Batch& batch : batches)
-      if (batch.scored_tokens > 0) last = &batch;
     const GradientsReady ready = [&](int64_t first_byte) { sum_gradients.ready_from(first_byte); };
     double sum = 0;
-    for (const Batch& batch : batches)
+    // All ranks make the calls of equally many passes in the same order, whatever is scored in theirs.
+    for (const Batch& batch : batches) {
+      const GradientsReady heard = &batch == &batches.back() ? ready : GradientsReady();
       if (batch.scored_tokens > 0)
-        sum += model_->accumulate_gradients(batch, setup_.pattern, 1.0 / scored,
-                                            &batch == last ? ready : GradientsReady());
+        sum += model_->accumulate_gradients(batch, setup_.pattern, 1.0 / scored, heard);
+      else
+        model_->accompany_gradients(heard);
+    }
     sum_gradients.finish();
     ranks_.sum_on_host({&sum, 1});
     return sum;

@@ -4,108 +4,17 @@
 
 #include <doctest/doctest.h>
 
-#include <cmath>
-#include <cstring>
 #include <thread>
 
 #include "base/error.h"
-#include "base/hash.h"
-#include "base/random.h"
 #include "comm/thread_communicator.h"
+#include "test/comm/exercise.h"
 #include "test/comm/processes.h"
 
 using namespace sinklora;
 using namespace sinklora::test;
 
 namespace {
-
-// Of twelve orders of magnitude, so that another order of summation gives other bits.
-std::vector<float> values_of(uint64_t seed, int rank, size_t size) {
-  const RandomStream random(seed, fmt::format("rank{}", rank));
-  std::vector<float> values(size);
-  for (size_t i = 0; i < size; ++i) {
-    const uint64_t bits = random.bits(i);
-    values[i] =
-        std::ldexp(static_cast<float>(static_cast<int32_t>(bits)), static_cast<int>(bits >> 32) % 40 - 20);
-  }
-  return values;
-}
-
-std::vector<float> expected_sum(uint64_t seed, int world_size, size_t size) {
-  std::vector<float> sum = values_of(seed, 0, size);
-  for (int rank = 1; rank < world_size; ++rank) {
-    const std::vector<float> more = values_of(seed, rank, size);
-    for (size_t i = 0; i < size; ++i) sum[i] += more[i];
-  }
-  return sum;
-}
-
-template <class T>
-bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
-  return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0);
-}
-
-void require(bool holds, const std::string& what) {
-  if (!holds) throw std::runtime_error(what);
-}
-
-void dawdle(const RandomStream& random, uint64_t& draws) {
-  if (random.uniform(draws++) < 0.3)
-    std::this_thread::sleep_for(std::chrono::microseconds(random.below(draws++, 3000)));
-}
-
-// Random calls of random sizes; throws where one goes wrong. Returns a hash of all results.
-std::string exercise(Communicator& communicator, uint64_t seed, int rounds) {
-  const int n = communicator.world_size(), rank = communicator.rank();
-  const RandomStream plan(seed, "plan"), timing(seed, fmt::format("timing{}", rank));
-  uint64_t draws = 0;
-  std::string results;
-  const auto keep = [&](const auto& values) {
-    results += std::to_string(
-        xxh3_64({reinterpret_cast<const char*>(values.data()), values.size() * sizeof(values[0])}));
-  };
-  for (int round = 0; round < rounds; ++round) {
-    const uint64_t base = static_cast<uint64_t>(round) * 16,
-                   values = seed * 1000 + static_cast<uint64_t>(round);
-    // Sizes around the chunk of the TCP ring (65536 floats) and small ones.
-    const size_t sizes[] = {0, 1, plan.below(base, 50), 65535 + plan.below(base + 1, 3),
-                            1 + plan.below(base + 2, 150000)};
-    const size_t size = sizes[plan.below(base + 3, 5)];
-    // Two buckets under way at once.
-    std::vector<float> first = values_of(values, rank, size),
-                       second = values_of(values + 500, rank, size / 3);
-    dawdle(timing, draws);
-    const Ticket one = communicator.start_all_reduce_sum(first);
-    dawdle(timing, draws);
-    const Ticket two = communicator.start_all_reduce_sum(second);
-    communicator.wait(two);
-    communicator.wait(one);
-    require(same_bits(first, expected_sum(values, n, size)), fmt::format("sum of {}", size));
-    require(same_bits(second, expected_sum(values + 500, n, size / 3)), "second sum");
-    keep(first);
-
-    std::vector<double> losses = {0.1 * rank, 1e17, rank == n - 1 ? -1e17 : 1.0};
-    double tenths = 0.0, last = rank == n - 1 && n == 1 ? -1e17 : 1.0;
-    for (int r = 1; r < n; ++r) tenths += 0.1 * r, last += r == n - 1 ? -1e17 : 1.0;
-    communicator.sum_on_host(losses);
-    require(losses[0] == tenths && losses[1] == 1e17 * n && losses[2] == last, "sum of losses");
-
-    const int root = static_cast<int>(plan.below(base + 4, static_cast<uint64_t>(n)));
-    std::vector<float> copied = values_of(values, rank, size);
-    communicator.broadcast(std::as_writable_bytes(std::span(copied)), root);
-    require(same_bits(copied, values_of(values, root, size)), "broadcast");
-
-    const size_t block = plan.below(base + 5, 3000);
-    std::vector<std::byte> mine(block, static_cast<std::byte>(rank + 1)), all(block * static_cast<size_t>(n));
-    dawdle(timing, draws);
-    communicator.gather_on_host(mine, all);
-    for (size_t i = 0; i < all.size(); ++i)
-      require(all[i] == static_cast<std::byte>(i / block + 1), "gather");
-    communicator.barrier();
-  }
-  communicator.finish();
-  return results;
-}
 
 // Runs body(communicator) on a thread per rank; returns what each threw, or "".
 std::vector<std::string> on_threads(int world_size, const CommunicatorOptions& options,

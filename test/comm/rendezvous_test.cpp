@@ -100,6 +100,14 @@ TEST_CASE("no rank 0, or something else in its place") {
     CHECK_SAYS(meet_all(ranks)[0],
                fmt::format("found no rank 0 at {} within 0.4 s: Connection refused", ranks[0].init));
   }
+  SUBCASE("nobody listens any more") {
+    place.close();
+    ranks[0].host_listens = true;
+    ranks[0].timeout_s = 20;
+    const auto begin = Clock::now();
+    CHECK_SAYS(meet_all(ranks)[0], fmt::format("rank 0 has ended before rank 1 met it at {}", ranks[0].init));
+    CHECK(Clock::now() - begin < std::chrono::seconds(2));
+  }
   SUBCASE("a listener that says nothing") {
     CHECK_SAYS(meet_all(ranks)[0], "accepts connections but does not answer like rank 0");
   }

@@ -1,9 +1,13 @@
 #include <doctest/doctest.h>
 
 #include "base/error.h"
+#include "base/files.h"
+#include "test/run_program.h"
+#include "test/temporary.h"
 #include "train/bench.h"
 
 using namespace sinklora;
+using namespace sinklora::test;
 
 TEST_CASE("bench step reports a step of every field that scripts rely on") {
   StepBench bench;
@@ -33,4 +37,19 @@ TEST_CASE("bench step reports a step of every field that scripts rely on") {
   CHECK(profile.at("step_ms") >= profile.at("sum_ms"));
   bench.shape = "llama9";
   CHECK_THROWS_AS(bench_step(bench), Error);
+}
+
+TEST_CASE("bench step on two ranks counts the tokens of both, and takes as long as the slower one") {
+  const TemporaryDirectory folder;
+  const ProgramRun run = run_program(
+      "bench step --shape smollm2-135m --context 16 --device cpu --precision bf16 --trainable lora --warmup "
+      "0 "
+      "--steps 1 --gpus 2 --json '" +
+      (folder / "bench.json").string() + "'");
+  REQUIRE_MESSAGE(run.exit_code == 0, run.output);
+  const Json result = read_json(folder / "bench.json");
+  CHECK(result.at("ranks") == 2);
+  CHECK(result.at("gpus") == 0);
+  CHECK(result.at("tokens_per_s").get<double>() ==
+        doctest::Approx(2 * 16e3 / result.at("step_ms").get<double>()));
 }

@@ -322,3 +322,97 @@ TEST_CASE("when a rank is killed the others end at once with its name, and none 
     for (const pid_t id : ranks) CHECK(::kill(id, 0) != 0);
   }
 }
+
+TEST_CASE("a rank 0 that dies before the ranks have met ends the others at once, with its name") {
+  const Runs runs;
+  RunningProgram launcher(runs.command("run", 3, "--steps 1000000"), runs.out("log").string());
+  std::vector<pid_t> ranks;
+  REQUIRE(eventually(20, [&] { return (ranks = ranks_of(launcher)).size() == 3; }));
+  REQUIRE(::kill(ranks[0], SIGKILL) == 0);
+  CHECK(launcher.exit_code(10) == 128 + SIGKILL);
+  const std::string log = read_text(runs.out("log"), 1 << 20);
+  CAPTURE(log);
+  for (const int rank : {1, 2})
+    CHECK(log.find(fmt::format("sinklora: rank {} ended with exit code 6", rank)) != std::string::npos);
+  // Unless they have met in the meantime.
+  CHECK((log.find("[rank 1] sinklora: rendezvous: rank 0 has ended") != std::string::npos ||
+         log.find("[rank 1] sinklora: rank 0 (") != std::string::npos));
+  for (const pid_t id : ranks) CHECK(::kill(id, 0) != 0);
+}
+
+TEST_CASE("ranks that share the frozen base compute the same bits, whatever is recomputed") {
+  const Runs runs;
+  const fs::path model = runs.out("deep");  // more layers than the two buffers hold
+  write_toy_config(model);
+  Json config = read_json(model / "config.json");
+  config["num_hidden_layers"] = 5;
+  write_text_atomically(model / "config.json", config.dump());
+  const auto run = [&](const std::string& name, int ranks, const std::string& more) {
+    const ProgramRun ended =
+        run_program(fmt::format("train --model '{}' --data '{}' --out '{}' --context {} --gpus {} --batch 1 "
+                                "--accumulate {} --steps 6 "
+                                "--save-every 3 --lr 1e-2 --warmup 1 --eval-every 4 --eval-data '{}' {}",
+                                model.string(), runs.out("rows.h5").string(), runs.out(name).string(),
+                                kContext, ranks, 6 / ranks, runs.out("rows.h5").string(), more));
+    REQUIRE_MESSAGE(ended.exit_code == 0, ended.output);
+    const bool shared = ranks > 1 && more.find("--shard-base") != std::string::npos;
+    CHECK((ended.output.find(fmt::format("each rank keeps a share of 1/{}", ranks)) != std::string::npos) ==
+          shared);
+    std::string evaluations;
+    std::istringstream lines(ended.output);
+    for (std::string line; std::getline(lines, line);)
+      if (line.starts_with("eval ")) evaluations += line;
+    CHECK(evaluations != "");
+    return evaluations;
+  };
+  run("base", 1, "--init random --trainable full");
+  // Of its checkpoint, as of any model, adapters and embeddings are trained from here on.
+  const fs::path base = runs.checkpoint("base", 6);
+  for (const char* file : {"config.json", "model.safetensors"})
+    fs::copy_file(base / file, model / file, fs::copy_options::overwrite_existing);
+  const auto same = [&](const std::string& whole, const std::string& shared) {
+    CAPTURE(shared);
+    for (const int64_t step : {3, 6})
+      for (const char* file : {"adapter_model.safetensors", "optimizer.safetensors"})
+        CHECK(sha256_of_file(runs.checkpoint(shared, step) / file) ==
+              sha256_of_file(runs.checkpoint(whole, step) / file));
+    CHECK(runs.losses(shared) == runs.losses(whole));
+    CHECK(runs.losses(shared).size() == 6);
+  };
+  for (const int ranks : {1, 2, 3})
+    for (const std::string precision : {"fp32", "bf16"}) {
+      const std::string name = fmt::format("{}-{}", ranks, precision), options = "--precision " + precision;
+      const std::string evaluations = run(name, ranks, options);
+      for (const std::string& more : {std::string("--recompute none"), std::string("--recompute block")}) {
+        if (precision == "bf16" && more != "--recompute none") continue;
+        const std::string shared = name + more.substr(12);
+        CHECK(run(shared, ranks, fmt::format("{} {} --shard-base", options, more)) == evaluations);
+        same(name, shared);
+      }
+    }
+  run("lora", 2, "--trainable lora");
+  run("lora-shared", 2, "--trainable lora --recompute cheap --shard-base");
+  same("lora", "lora-shared");
+}
+
+TEST_CASE("--shard-base is refused where nothing is frozen, and counted by plan") {
+  const Runs runs;
+  const std::string full = runs.run("full", 2, "--shard-base", 2);
+  CHECK(full.find("--shard-base splits frozen weights, and --trainable full leaves none frozen") !=
+        std::string::npos);
+  const auto plan = [&](const std::string& more) {
+    const ProgramRun planned = run_program(fmt::format("plan --model '{}' --context {} --json - {}",
+                                                       SINKLORA_SOURCE_DIR "/assets/tiny-llama", 256, more));
+    REQUIRE_MESSAGE(planned.exit_code == 0, planned.output);
+    return parse_json(planned.output, "plan").at("bytes");
+  };
+  const Json whole = plan(""), shared = plan("--gpus 4 --shard-base");
+  const auto bytes = [](const Json& lines, const char* what) { return lines.value(what, int64_t{0}); };
+  const int64_t layers = bytes(whole, "frozen weights") - bytes(shared, "frozen weights");
+  CHECK(layers > 0);
+  // Equal layers: a quarter of all, and two of them, give or take what aligns a share to 64 elements.
+  const int64_t tiny_layers =
+      read_json(fs::path(SINKLORA_SOURCE_DIR) / "assets/tiny-llama/config.json").at("num_hidden_layers");
+  CHECK(std::abs(bytes(shared, "frozen weights, a share") - layers / 4) <= tiny_layers * 256);
+  CHECK(std::abs(bytes(shared, "frozen weights, two layers") - 2 * layers / tiny_layers) <= 2 * 4 * 256);
+}

@@ -33,10 +33,12 @@ RetrievalTask make_task(const RetrievalCommand& c, const Tokenizer& tokenizer) {
   }
   const auto seed = static_cast<uint64_t>(c.seed);
   RetrievalWriter writer;
-  if (c.protocol == "questions") {
+  if (c.protocol == "questions" && c.books.empty()) {
+    writer = synthetic_questions_writer(seed);
+  } else if (c.protocol == "questions") {
     BookQuestionOptions options = c.questions;
     options.seed = seed;
-    writer = questions_writer(BookQuestions(c.books, options));
+    writer = book_questions_writer(BookQuestions(c.books, options));
   } else {
     writer = c.protocol == "lines" ? lines_writer(seed) : topics_writer(seed);
   }
@@ -153,12 +155,12 @@ void add_eval_retrieval(CLI::App& eval) {
           "Examples:\n"
           "  sinklora eval topics --model llama-chat --template llama2 --max-tokens 16000 --interval 4000");
   const auto questions = command();
-  auto* verb =
-      add_retrieval(eval, "questions",
-                    "answer questions about passages of books, as `corpus --books` writes them", questions);
+  auto* verb = add_retrieval(eval, "questions",
+                             "answer questions about long documents, as `corpus` writes them", questions);
   auto* books = verb->add_option_group("Books");
-  books->add_option("--books", questions->books, "text files; other ones than those trained on")
-      ->required()
+  books
+      ->add_option("--books", questions->books,
+                   "text files, others than those trained on; without them, documents of `corpus`")
       ->type_name("FILE");
   add_count(*books, "--facts", questions->questions.facts, "planted in each passage; one is asked for", 1,
             500);

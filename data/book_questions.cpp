@@ -89,7 +89,7 @@ std::string BookQuestions::passage(uint64_t start, int64_t bytes) const {
   return text;
 }
 
-BookQuestion BookQuestions::make(uint64_t index, int64_t bytes, std::optional<double> depth) const {
+LongQuestion BookQuestions::make(uint64_t index, int64_t bytes, std::optional<double> depth) const {
   if (bytes < smallest())
     fail_usage("a question of {} bytes has no room for {} facts; it takes {} bytes", bytes, options_.facts,
                smallest());
@@ -116,7 +116,8 @@ BookQuestion BookQuestions::make(uint64_t index, int64_t bytes, std::optional<do
     fact.place = sentence_end_near(pages, static_cast<int64_t>(share * static_cast<double>(pages.size())));
   }
 
-  BookQuestion question{std::string(kTask), facts[0].lead(), facts[0].code, std::move(rest), 0};
+  LongQuestion question{std::string(kTask), facts[0].lead(), fmt::format(" {}", facts[0].code),
+                        std::move(rest), 0};
   std::stable_sort(facts.begin(), facts.end(),
                    [](const PlantedFact& a, const PlantedFact& b) { return a.place < b.place; });
   int64_t written = 0;
@@ -131,10 +132,6 @@ BookQuestion BookQuestions::make(uint64_t index, int64_t bytes, std::optional<do
   }
   question.instruction += pages.substr(static_cast<size_t>(written)) + ending;
   return question;
-}
-
-Json to_record(const BookQuestion& question) {
-  return {{"instruction", question.instruction}, {"input", ""}, {"output", question.answer()}};
 }
 
 }  // namespace sinklora

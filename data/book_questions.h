@@ -11,7 +11,7 @@
 #include <span>
 #include <string>
 
-#include "base/json.h"
+#include "data/long_question.h"
 
 namespace sinklora {
 
@@ -20,15 +20,6 @@ struct BookQuestionOptions {
   int64_t facts = 4;      // planted in each passage
   int64_t asked = 1;      // of these, at most, in one question: how many is drawn evenly from 1 up
   bool held_out = false;  // draws from the things and numbers that questions not held out never have
-};
-
-struct BookQuestion {
-  std::string instruction;  // what to do, the passage, the question
-  std::string lead;         // how the answer begins: "The access code of the amber lantern is"
-  std::string value;        // how it goes on, behind a space: "48213"
-  std::string rest;         // the sentences about the other asked facts
-  int64_t fact_offset = 0;  // of the first asked fact's sentence in `instruction`
-  std::string answer() const { return lead + " " + value + "." + rest; }
 };
 
 class BookQuestions {
@@ -40,7 +31,7 @@ class BookQuestions {
   // Question number `index`, whose instruction has at most `bytes` bytes and hardly fewer. `depth`: the part
   // of the passage in front of the asked fact; without it, it is drawn evenly. Depends on books, options and
   // arguments alone. Throws Error(usage) when so few bytes have no room for the facts.
-  BookQuestion make(uint64_t index, int64_t bytes, std::optional<double> depth = std::nullopt) const;
+  LongQuestion make(uint64_t index, int64_t bytes, std::optional<double> depth = std::nullopt) const;
   int64_t smallest() const;  // bytes that make() can do with
 
  private:
@@ -49,8 +40,5 @@ class BookQuestions {
   BookQuestionOptions options_;
   std::string text_;
 };
-
-// {"instruction", "input": "", "output"}: a record of a file of instructions.
-Json to_record(const BookQuestion& question);
 
 }  // namespace sinklora

@@ -130,12 +130,15 @@ class Writer {
   int sentences_ = 0;
 };
 
-Json question_record(const SyntheticDocument& document, Draws& draws) {
-  const auto& mention = document.mentions[static_cast<size_t>(draws.below(std::ssize(document.mentions)))];
-  const Fact& fact = document.facts[static_cast<size_t>(mention.fact)];
-  return {{"instruction", document.text + "\n" + fact.question},
-          {"input", ""},
-          {"output", fact.key + fact.value}};
+// The fact whose last mention lies nearest to `place`, and that mention.
+FactMention last_mention_near(const SyntheticDocument& document, double place) {
+  std::vector<FactMention> last(document.facts.size());
+  for (const FactMention& mention : document.mentions) last[static_cast<size_t>(mention.fact)] = mention;
+  std::erase_if(last, [](const FactMention& mention) { return mention.offset == 0; });  // never stated
+  return *std::min_element(last.begin(), last.end(), [&](const FactMention& a, const FactMention& b) {
+    return std::fabs(static_cast<double>(a.offset) - place) <
+           std::fabs(static_cast<double>(b.offset) - place);
+  });
 }
 
 // One array with an element a line.
@@ -168,6 +171,18 @@ SyntheticDocument synthetic_document(const CorpusOptions& options, uint64_t inde
   return document;
 }
 
+LongQuestion synthetic_question(const CorpusOptions& options, uint64_t index,
+                                const std::optional<double>& depth) {
+  const SyntheticDocument document = synthetic_document(options, index);
+  Draws draws(options.seed, "synthetic question", index);
+  const FactMention mention =
+      depth ? last_mention_near(document, *depth * static_cast<double>(document.text.size()))
+            : document.mentions[static_cast<size_t>(draws.below(std::ssize(document.mentions)))];
+  const Fact& fact = document.facts[static_cast<size_t>(mention.fact)];
+  return {document.text + "\n" + fact.question, fmt::format("{} {}", carrier(fact.key), fact.key), fact.value,
+          "", mention.offset};
+}
+
 CorpusSize write_synthetic_corpus(const std::filesystem::path& out, CorpusFormat format,
                                   const CorpusOptions& options, const CorpusLimit& limit) {
   CorpusSize done;
@@ -189,10 +204,10 @@ CorpusSize write_synthetic_corpus(const std::filesystem::path& out, CorpusFormat
     file.commit();
   } else {
     write_json_array(out, [&]() -> std::optional<Json> {
-      const auto document = next();
-      if (!document) return std::nullopt;
-      Draws draws(options.seed, "synthetic question", static_cast<uint64_t>(done.documents - 1));
-      return question_record(*document, draws);
+      if (limit.reached(done)) return std::nullopt;
+      const LongQuestion question = synthetic_question(options, static_cast<uint64_t>(done.documents++));
+      done.bytes += std::ssize(question.instruction);
+      return to_record(question);
     });
   }
   return done;
@@ -205,7 +220,7 @@ CorpusSize write_book_questions(const std::filesystem::path& out, const BookQues
     if (limit.reached(done)) return std::nullopt;
     const auto index = static_cast<uint64_t>(done.documents++);
     Draws draws(options.seed, "length of a book question", index);
-    const BookQuestion question =
+    const LongQuestion question =
         questions.make(index, options.min_bytes + draws.below(options.max_bytes - options.min_bytes + 1));
     done.bytes += std::ssize(question.instruction);
     return to_record(question);

@@ -11,6 +11,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -48,11 +49,16 @@ struct SyntheticDocument {
 // length and at most one sentence shorter.
 SyntheticDocument synthetic_document(const CorpusOptions& options, uint64_t index);
 
+// A question about document number `index`: "What is the call sign of the gate W?", answered as the document
+// would say it: "gate Wt.". `depth`: the part of the document in front of the last mention of what is asked
+// for, roughly; without it, facts mentioned more often are asked for more often.
+LongQuestion synthetic_question(const CorpusOptions& options, uint64_t index,
+                                const std::optional<double>& depth = std::nullopt);
+
 enum class CorpusFormat {
   jsonl,   // one file, a line {"text": ...} a document
   text,    // a folder of files 000000.txt ...
-  alpaca,  // one file, a JSON array of {"instruction": document and question, "input": "", "output": the
-           // call sign}
+  alpaca,  // one file, a JSON array of instruction records, a question about a document each
 };
 
 struct CorpusSize {

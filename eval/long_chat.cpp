@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "data/draws.h"
+#include "data/synthetic_corpus.h"
 #include "data/word_pairs.h"
 
 namespace sinklora {
@@ -71,6 +72,10 @@ constexpr std::array<string_view, 16> kAssistantLines = {
 
 string_view one_of(Draws& draws, std::span<const string_view> lines) {
   return lines[static_cast<size_t>(draws.below(std::ssize(lines)))];
+}
+
+RetrievalText text_of(LongQuestion question) {
+  return {std::move(question.instruction), std::move(question.lead), std::move(question.value)};
 }
 
 std::string conversation(Draws& draws, int64_t topic) {
@@ -145,14 +150,20 @@ RetrievalWriter topics_writer(uint64_t seed) {
           }};
 }
 
-RetrievalWriter questions_writer(BookQuestions questions) {
+RetrievalWriter book_questions_writer(BookQuestions questions) {
   const int64_t smallest = questions.smallest();
-  return {
-      smallest, [questions = std::make_shared<BookQuestions>(std::move(questions))](
-                    int64_t bytes, int64_t trial, const std::optional<double>& depth) {
-        BookQuestion question = questions->make(static_cast<uint64_t>(trial), bytes, depth);
-        return RetrievalText{std::move(question.instruction), std::move(question.lead), " " + question.value};
-      }};
+  return {smallest, [questions = std::make_shared<BookQuestions>(std::move(questions))](
+                        int64_t bytes, int64_t trial, const std::optional<double>& depth) {
+            return text_of(questions->make(static_cast<uint64_t>(trial), bytes, depth));
+          }};
+}
+
+RetrievalWriter synthetic_questions_writer(uint64_t seed) {
+  constexpr int64_t kQuestion = 48;  // bytes
+  return {250, [seed](int64_t bytes, int64_t trial, const std::optional<double>& depth) {
+            const CorpusOptions options{seed, bytes - kQuestion, bytes - kQuestion};
+            return text_of(synthetic_question(options, static_cast<uint64_t>(trial), depth));
+          }};
 }
 
 RetrievalTask worded_task(const Tokenizer& tokenizer, InstructionTemplate form, RetrievalWriter writer) {

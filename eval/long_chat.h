@@ -34,7 +34,9 @@ RetrievalWriter lines_writer(uint64_t seed);
 // Conversations between a user and an assistant, each about another topic; the first is asked for, whatever
 // the depth.
 RetrievalWriter topics_writer(uint64_t seed);
-RetrievalWriter questions_writer(BookQuestions questions);
+RetrievalWriter book_questions_writer(BookQuestions questions);
+// Questions about the documents of `corpus`.
+RetrievalWriter synthetic_questions_writer(uint64_t seed);
 
 // Prompts in the template, tokenized as `tokenize --format alpaca` does it, of at most the wanted tokens.
 // `tokenizer` must outlive the task.

@@ -4,20 +4,20 @@
 # accuracy before and after, on BOOKS/heldout/*.txt, with names and numbers that training never had
 # (scripts/assets/prepare_novels.py makes BOOKS). Restartable: finished parts are kept. A part that fails or takes too long does
 # not stop the others, and makes the exit code 1. OUT gets a JSON a measurement, logs, heat maps; a table comes last.
-# Cost: model of 41 million parameters at 4096 on one H100, about 0.1 GPU-hours; assets/tiny-llama at 1024 on a CPU core: hours.
+# Cost: model of 41 million parameters at 4096 on one H100, about 0.3 GPU-hours.
 #   SINKLORA_BIN=PATH  the program (build-cuda/sinklora, or build/sinklora for DEVICE=cpu)
 #   DEVICE=cuda|cpu  CONTEXT=4096  STEPS=3000  BATCH=8  RANK=32  TRIALS=10  LENGTHS=4
 #   RUNS="sf:lora+:2e-3 full:lora+:2e-3 sf:full:1e-3"  the fine-tunes: attention while training, what is trained, learning rate
-#   FACTS=4          planted in a passage, and asked for in one training question at most; measured with one asked for
+#   FACTS=8          planted in a passage, and asked for in one training question at most; measured with one asked for
 #   BASE_STEPS=0     more: MODEL has a config and a tokenizer only; it is trained on BOOKS/train first, at a quarter of CONTEXT
 #   MINUTES=N        of one part, at most (20)
 set -uo pipefail
 dry=
 [ "${1:-}" != --dry-run ] || { dry=1 && shift; }
-[ $# = 3 ] || { sed -n '2,17s/^# \{0,1\}//p' "$0" && exit 2; }
+[ $# = 3 ] || { sed -n '2,16s/^# \{0,1\}//p' "$0" && exit 2; }
 here=$(cd "$(dirname "$0")/../.." && pwd)
 model=$1 books=$2 out=$3
-device=${DEVICE:-cuda} context=${CONTEXT:-4096} trials=${TRIALS:-10} facts=${FACTS:-4}
+device=${DEVICE:-cuda} context=${CONTEXT:-4096} trials=${TRIALS:-10} facts=${FACTS:-8}
 program=${SINKLORA_BIN:-$here/build$([ "$device" = cpu ] || echo -cuda)/sinklora}
 precision=$([ "$device" = cpu ] && echo fp32 || echo bf16)
 read -ra runs <<<"${RUNS:-sf:lora+:2e-3 full:lora+:2e-3 sf:full:1e-3}"

@@ -60,7 +60,7 @@ TEST_CASE("a question about a book is answered by one planted sentence, at the d
   for (uint64_t index = 0; index < 40; ++index) {
     const int64_t bytes = index % 2 == 0 ? questions.smallest() : 1500;
     for (const std::optional<double> depth : {std::optional<double>(), {0.0}, {0.5}, {1.0}}) {
-      const BookQuestion question = questions.make(index, bytes, depth);
+      const LongQuestion question = questions.make(index, bytes, depth);
       CAPTURE(question.instruction);
       const int64_t size = std::ssize(question.instruction);
       CHECK(size <= bytes);
@@ -71,7 +71,7 @@ TEST_CASE("a question about a book is answered by one planted sentence, at the d
       const std::string name =
           question.instruction.substr(asked + 31, question.instruction.size() - asked - 32);
       REQUIRE(facts.contains(name));
-      CHECK(question.value == facts.at(name));
+      CHECK(question.value == fmt::format(" {}", facts.at(name)));
       CHECK(question.lead == std::string(kLead) + name + " is");
       CHECK(question.instruction.substr(static_cast<size_t>(question.fact_offset),
                                         question.answer().size()) == question.answer());
@@ -95,7 +95,7 @@ TEST_CASE("several facts may be asked for in one question, and are answered in i
   std::set<int64_t> numbers;
   for (uint64_t index = 0; index < 40; ++index) {
     const int64_t bytes = index % 2 == 0 ? questions.smallest() : 1500;
-    const BookQuestion question = questions.make(index, bytes);
+    const LongQuestion question = questions.make(index, bytes);
     CAPTURE(question.instruction);
     CHECK(std::ssize(question.instruction) <= bytes);
     std::string answer;

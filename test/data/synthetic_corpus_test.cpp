@@ -3,6 +3,7 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <cmath>
 #include <fstream>
 #include <map>
 #include <set>
@@ -117,6 +118,23 @@ TEST_CASE("a corpus file holds the documents in order, and as many as asked for"
   CHECK(read_text(folder / "texts/000001.txt", 10'000) == synthetic_document(options, 1).text);
 }
 
+TEST_CASE("a question may ask for what was last mentioned at some depth") {
+  const CorpusOptions options{.seed = 4, .min_bytes = 2000, .max_bytes = 2000};
+  for (uint64_t index = 0; index < 30; ++index)
+    for (const double depth : {0.4, 0.7, 1.0}) {
+      const LongQuestion question = synthetic_question(options, index, depth);
+      const SyntheticDocument document = synthetic_document(options, index);
+      const std::string sign = question.lead.substr(question.lead.find(' ') + 1) + question.value;
+      REQUIRE(sign.size() == 2);
+      CHECK(document.text.rfind(sign) + 1 == static_cast<size_t>(question.fact_offset));
+      // No other fact was last mentioned nearer to the depth.
+      const double off = std::fabs(static_cast<double>(question.fact_offset) - depth * document.text.size());
+      for (const Fact& fact : document.facts)
+        if (const size_t last = document.text.rfind(fact.key + fact.value); last != std::string::npos)
+          CHECK(off <= std::fabs(static_cast<double>(last + 1) - depth * document.text.size()));
+    }
+}
+
 TEST_CASE("questions are answered by their document") {
   const TemporaryDirectory folder;
   const CorpusOptions options{.seed = 9, .min_bytes = 1000, .max_bytes = 3000};
@@ -132,7 +150,9 @@ TEST_CASE("questions are answered by their document") {
       return instruction == document.text + "\n" + fact.question;
     });
     REQUIRE(asked != document.facts.end());
-    CHECK(record.at("output") == asked->key + asked->value);
+    const std::string output = record.at("output");
+    CHECK(output.ends_with(" " + asked->key + asked->value + "."));
+    CHECK(document.text.find(output.substr(0, output.size() - 1)) != std::string::npos);
     CHECK(record.at("input") == "");
   }
 }

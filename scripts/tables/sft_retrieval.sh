@@ -2,7 +2,7 @@
 # scripts/tables/sft_retrieval.sh [--dry-run] MODEL BOOKS OUT: what a supervised fine-tune on generated questions about long
 # documents does to retrieval at 4x a model's context. Questions about BOOKS/train/*.txt -> tokens -> fine-tunes of MODEL ->
 # accuracy before and after, on BOOKS/heldout/*.txt, with names and numbers that training never had
-# (scripts/assets/prepare_novels.py makes BOOKS). Restartable: finished parts are kept. A part that fails or takes too long does
+# (scripts/assets/prepare_texts.py makes BOOKS). Restartable: finished parts are kept. A part that fails or takes too long does
 # not stop the others, and makes the exit code 1. OUT gets a JSON a measurement, logs, heat maps; a table comes last.
 # Cost: model of 41 million parameters at 4096 on one H100, about 0.3 GPU-hours.
 #   SINKLORA_BIN=PATH  the program (build-cuda/sinklora, or build/sinklora for DEVICE=cpu)

@@ -183,9 +183,10 @@ class Nccl : public Communicator {
            ncclGetErrorString(result));
   }
 
-  // A non-blocking communicator may answer that it is still at it.
+  // A non-blocking communicator may answer that it is still at it. Its time-out comes after the watchdog's,
+  // which knows who is late.
   void settle(ncclResult_t result, const char* statement) {
-    const Deadline deadline = after(options_.timeout_s);
+    const Deadline deadline = after(options_.timeout_s + std::max(10 * host_->watchdog().beat_s(), 2.0));
     while (result == ncclInProgress) {
       host_->check();
       if (Clock::now() >= deadline)

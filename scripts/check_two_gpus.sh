@@ -157,14 +157,15 @@ done
 memory_used() { [ "$device" != cuda ] || nvidia-smi --query-gpu=memory.used --format=csv,noheader,nounits | sort -n | tail -n 1; }
 children() { cat "/proc/$1/task/$1/children" 2>/dev/null; }
 fail_a_rank() { # NAME RANK SIGNAL MOMENT EXIT-CODE
-  local name=$1 victim=$2 signal=$3 moment=$4 before launcher ranks=() begun code=0 took left=0 free=ok
+  local name=$1 victim=$2 signal=$3 moment=$4 before launcher done_steps ranks=() begun code=0 took left=0 free=ok
   before=$(memory_used)
   "$program" train "${options[@]}" --out "$out/$name" --gpus 2 --steps 1000000 --save-every 0 --rank-timeout "$timeout" \
     >"$out/$name.log" 2>&1 </dev/null &
   launcher=$!
   for _ in $(seq 600); do
     read -ra ranks <<<"$(children $launcher)"
-    if ((${#ranks[@]} == 2)) && { [ "$moment" = start ] || (($(grep -c . "$out/$name/metrics.jsonl" 2>/dev/null || true) > 2)); }; then break; fi
+    done_steps=$(grep -c . "$out/$name/metrics.jsonl" 2>/dev/null)
+    if ((${#ranks[@]} == 2)) && { [ "$moment" = start ] || ((${done_steps:-0} > 2)); }; then break; fi
     [ "$moment" = start ] || sleep 0.1
   done
   kill "-$signal" "${ranks[$victim]:-0}" 2>>"$out/$name.log" || {

@@ -8,6 +8,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <csignal>
 #include <cstdio>
@@ -21,6 +22,8 @@
 namespace sinklora {
 namespace {
 
+// A thread that was there before this one blocked its signals (a CUDA library's) may take SIGCHLD away: look.
+constexpr int kLookAnyway = 1000;  // milliseconds
 constexpr int kPassedOn[] = {SIGINT, SIGTERM, SIGHUP, SIGUSR1, SIGUSR2};
 
 [[noreturn]] void refuse(const char* what) {
@@ -143,7 +146,8 @@ class RankProcesses {
   void read_outputs() {
     std::vector<pollfd> waiting = {{signals_.get(), POLLIN, 0}};
     for (const RankProcess& rank : ranks_) waiting.push_back({rank.output.get(), POLLIN, 0});
-    ::poll(waiting.data(), waiting.size(), first_failure_ >= 0 ? milliseconds_left(end_of_grace_) : -1);
+    ::poll(waiting.data(), waiting.size(),
+           first_failure_ >= 0 ? std::min(kLookAnyway, milliseconds_left(end_of_grace_)) : kLookAnyway);
     for (int rank = 0; rank < launch_.ranks; ++rank)
       if (waiting[static_cast<size_t>(rank) + 1].revents) drain(rank);
   }

@@ -3,7 +3,9 @@
 
 #include <doctest/doctest.h>
 
+#include <chrono>
 #include <fstream>
+#include <thread>
 
 #include "base/error.h"
 #include "base/files.h"
@@ -56,6 +58,16 @@ double seconds_since(Clock::time_point begin) {
 }
 
 }  // namespace
+
+TEST_CASE("the end of ranks is seen where another thread takes SIGCHLD away, as CUDA's did") {
+  Processes launcher(1, [](int) {
+    std::thread([] { std::this_thread::sleep_for(std::chrono::seconds(60)); }).detach();
+    std::string codes;
+    for (int i = 0; i < 20; ++i) codes += std::to_string(launch_ranks({{"/bin/true"}, 2, 5}));
+    return codes;
+  });
+  CHECK(launcher.end(0, 50).text == std::string(20, '0'));
+}
 
 TEST_CASE("ranks get their variables; rank 0 speaks plainly, the others with their name") {
   Launched run(

@@ -6,7 +6,9 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstdio>
 #include <cstring>
+#include <vector>
 
 #include "base/error.h"
 
@@ -91,11 +93,21 @@ void AtomicFile::commit() {
   sync_path(path_.parent_path());
 }
 
-AtomicDirectory::AtomicDirectory(fs::path path) : final_(std::move(path)) {
+AppendFile::AppendFile(fs::path path)
+    : path_(std::move(path)),
+      descriptor_(::open(path_.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644)) {
+  if (descriptor_ < 0) fail_input("{}: cannot open for appending: {}", path_.string(), reason());
+}
+AppendFile::~AppendFile() { ::close(descriptor_); }
+void AppendFile::write(std::string_view text) {
+  write_fully(descriptor_, std::as_bytes(std::span(text)), path_);
+}
+
+AtomicDirectory::AtomicDirectory(fs::path path, Existing existing) : final_(std::move(path)) {
   if (!final_.has_filename()) final_ = final_.parent_path();
   temporary_ = temporary_beside(final_);
   std::error_code error;
-  if (fs::exists(final_, error))
+  if (existing == Existing::refuse && fs::exists(final_, error))
     fail_usage("{}: exists already; choose another output directory", final_.string());
   if (final_.has_parent_path()) fs::create_directories(final_.parent_path(), error);
   fs::remove_all(temporary_, error);
@@ -104,16 +116,42 @@ AtomicDirectory::AtomicDirectory(fs::path path) : final_(std::move(path)) {
     fail_input("{}: cannot create: {}", final_.string(), error.message());
 }
 AtomicDirectory::~AtomicDirectory() {
-  std::error_code ignored;
-  if (!committed_) fs::remove_all(temporary_, ignored);
+  std::error_code ignored;  // after an exchange this name has what was there before
+  fs::remove_all(temporary_, ignored);
+}
+void AtomicDirectory::check_renamed(int result) const {
+  if (result != 0) fail_input("{}: cannot save: {}", final_.string(), reason());
 }
 void AtomicDirectory::commit() {
   for (const auto& entry : fs::recursive_directory_iterator(temporary_)) sync_path(entry.path());
   sync_path(temporary_);
-  if (::rename(temporary_.c_str(), final_.c_str()) != 0)
-    fail_input("{}: cannot save: {}", final_.string(), reason());
-  committed_ = true;
+  if (!fs::exists(final_)) {
+    check_renamed(::rename(temporary_.c_str(), final_.c_str()));
+  } else if (::renameat2(AT_FDCWD, temporary_.c_str(), AT_FDCWD, final_.c_str(), RENAME_EXCHANGE) != 0) {
+    if (errno != EINVAL && errno != ENOSYS) check_renamed(-1);
+    // A file system that cannot exchange names; a kill in between leaves neither.
+    const fs::path trash = final_.parent_path() / (".trash-" + final_.filename().string());
+    check_renamed(::rename(final_.c_str(), trash.c_str()));
+    check_renamed(::rename(temporary_.c_str(), final_.c_str()));
+    std::error_code ignored;
+    fs::remove_all(trash, ignored);
+  }
   sync_path(final_.parent_path());
+}
+
+void remove_leftovers(const fs::path& folder, std::initializer_list<std::string_view> names) {
+  std::error_code error;
+  std::vector<fs::path> found;
+  for (const auto& entry : fs::directory_iterator(folder, error)) {
+    const std::string name = entry.path().filename().string();
+    for (const std::string_view wanted : names)
+      if (name.starts_with(fmt::format(".tmp-{}", wanted)) ||
+          name.starts_with(fmt::format(".trash-{}", wanted)))
+        found.push_back(entry.path());
+  }
+  for (const fs::path& path : found)
+    if (fs::remove_all(path, error); error)
+      fail_input("{}: cannot remove: {}", path.string(), error.message());
 }
 
 std::string read_text(const fs::path& path, int64_t max_bytes) {
@@ -135,11 +173,10 @@ void sync_path(const fs::path& path) {
   const fs::path target = path.empty() ? fs::path(".") : path;
   const int descriptor = ::open(target.c_str(), O_RDONLY | O_CLOEXEC);
   if (descriptor < 0) fail_input("{}: cannot open to flush it: {}", target.string(), reason());
-  const int result = ::fsync(descriptor);
-  const std::string why = reason();
-  ::close(descriptor);
   // Some file systems cannot fsync a folder and say EINVAL; nothing better exists there.
-  if (result != 0 && errno != EINVAL) fail_input("{}: cannot flush to disk: {}", target.string(), why);
+  const int error = ::fsync(descriptor) == 0 || errno == EINVAL ? 0 : errno;
+  ::close(descriptor);
+  if (error != 0) fail_input("{}: cannot flush to disk: {}", target.string(), std::strerror(error));
 }
 
 int64_t free_bytes(const fs::path& folder) {

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <initializer_list>
 #include <span>
 #include <string>
 #include <string_view>
@@ -51,12 +52,28 @@ class AtomicFile {
   int descriptor_ = -1;
 };
 
+// A file to which whole lines are added.
+class AppendFile {
+ public:
+  explicit AppendFile(std::filesystem::path path);
+  ~AppendFile();
+  AppendFile(const AppendFile&) = delete;
+  AppendFile& operator=(const AppendFile&) = delete;
+  void write(std::string_view text);
+
+ private:
+  std::filesystem::path path_;
+  int descriptor_ = -1;
+};
+
 // A folder filled under a temporary name beside `path`; commit() syncs every file in it and renames it into
 // place.
 class AtomicDirectory {
  public:
-  // Throws Error(usage) when `path` exists already, or its parent cannot be written.
-  explicit AtomicDirectory(std::filesystem::path path);
+  enum class Existing : uint8_t { refuse, replace };  // replace: at one blow, by commit()
+  // Throws Error(usage) when `path` exists already and is not to be replaced, or its parent cannot be
+  // written.
+  explicit AtomicDirectory(std::filesystem::path path, Existing existing = Existing::refuse);
   ~AtomicDirectory();
   AtomicDirectory(const AtomicDirectory&) = delete;
   AtomicDirectory& operator=(const AtomicDirectory&) = delete;
@@ -65,9 +82,14 @@ class AtomicDirectory {
   void commit();
 
  private:
+  void check_renamed(int result) const;
+
   std::filesystem::path final_, temporary_;
-  bool committed_ = false;
 };
+
+// Removes what writers that were killed have left in `folder` under temporary names for one of these names
+// (or for names that begin so).
+void remove_leftovers(const std::filesystem::path& folder, std::initializer_list<std::string_view> names);
 
 std::string read_text(const std::filesystem::path& path, int64_t max_bytes);
 void write_text_atomically(const std::filesystem::path& path, std::string_view text);

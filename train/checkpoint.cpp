@@ -84,8 +84,10 @@ void remove_old(const fs::path& out, int64_t keep_last) {
   for (size_t i = static_cast<size_t>(keep_last); i < all.size(); ++i) {
     // Renamed first: a half-deleted checkpoint must not be taken for one.
     const fs::path trash = out / (".trash-" + all[i].filename().string());
-    fs::rename(all[i], trash);
-    fs::remove_all(trash);
+    std::error_code error;
+    fs::rename(all[i], trash, error);
+    if (!error) fs::remove_all(trash, error);
+    if (error) fail_input("{}: cannot remove this old checkpoint: {}", all[i].string(), error.message());
   }
 }
 
@@ -120,13 +122,8 @@ void save_checkpoint(const TrainOptions& options, Ops& ops, const Weights& weigh
     fail_input("{}: a checkpoint needs {} bytes, the disk has {}; free some or choose another --out",
                options.out.string(), needed, room);
   const fs::path path = options.out / step_directory_name(state.step);
-  if (fs::exists(path)) {  // of the run that this one resumed from, or a leftover
-    const fs::path trash = options.out / (".trash-" + path.filename().string());
-    fs::remove_all(trash);
-    fs::rename(path, trash);
-    fs::remove_all(trash);
-  }
-  AtomicDirectory folder(path);
+  // There may be one of the run that this one resumed from, or a damaged one.
+  AtomicDirectory folder(path, AtomicDirectory::Existing::replace);
   write_weights(folder.path(), options, ops, weights, config);
   write_moments(folder.path(), ops, weights);
   const Json json{{"schema", "sinklora-checkpoint/1"},
@@ -155,6 +152,10 @@ void verify_checkpoint(const fs::path& checkpoint) {
     ++files;
   }
   if (files == 0) fail_input("{}: lists no file", (checkpoint / kSumsFile).string());
+}
+
+void remove_unfinished(const fs::path& out) {
+  remove_leftovers(out, {"step-", "latest", "metrics.jsonl", "loss.svg", "run.toml"});
 }
 
 std::optional<fs::path> newest_checkpoint(const fs::path& out) {

@@ -15,10 +15,14 @@ struct TrainState {
   int64_t tokens = 0;    // tokens seen
 };
 
-// Written into a temporary folder, flushed, checksummed and renamed; then the oldest beyond `keep_last` are
-// removed.
+// Written into a temporary folder, flushed, checksummed and renamed, in exchange for one of this step if
+// there is any; then the oldest beyond `keep_last` are removed. Throws Error(input) where the disk is full or
+// fails; no other checkpoint is touched then.
 void save_checkpoint(const TrainOptions& options, Ops& ops, const Weights& weights, const LlamaConfig& config,
                      const TrainState& state, const Json& fingerprint);
+
+// Removes what a run that was killed while saving has left in OUT.
+void remove_unfinished(const std::filesystem::path& out);
 
 // The newest checkpoint of OUT whose checksums verify; says on stderr why it skips others. None: nullopt.
 std::optional<std::filesystem::path> newest_checkpoint(const std::filesystem::path& out);

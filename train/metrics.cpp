@@ -7,7 +7,6 @@
 #include <fstream>
 
 #include "base/error.h"
-#include "base/files.h"
 #include "base/json.h"
 #include "base/progress.h"
 
@@ -26,25 +25,22 @@ double tick_step(double span, int count) {
 
 }  // namespace
 
-MetricsLog::MetricsLog(const std::filesystem::path& out, int64_t resumed_step)
-    : path_(out / "metrics.jsonl") {
+MetricsLog::MetricsLog(const std::filesystem::path& out, int64_t resumed_step) {
+  const std::filesystem::path path = out / "metrics.jsonl";
   std::string kept;
-  if (std::ifstream old(path_); old && resumed_step > 0) {
+  if (std::ifstream old(path); old && resumed_step > 0) {
     for (std::string line; std::getline(old, line);) {
       if (old.eof()) break;  // no newline at its end: torn by a kill
-      const Json json = parse_json(line, path_.string());
+      const Json json = parse_json(line, path.string());
       if (json.value("step", int64_t{0}) > resumed_step) break;
       if (!json.value("skipped", false))
         losses_.emplace_back(json.value("step", 0.0), json.value("loss", 0.0));
       kept += line + "\n";
     }
   }
-  write_text_atomically(path_, kept);
-  file_ = std::fopen(path_.c_str(), "a");
-  if (!file_) fail_input("{}: cannot open for appending", path_.string());
+  write_text_atomically(path, kept);
+  file_.emplace(path);
 }
-
-MetricsLog::~MetricsLog() { std::fclose(file_); }
 
 void MetricsLog::write(const StepMetrics& m) {
   Json json{{"step", m.step},
@@ -61,8 +57,7 @@ void MetricsLog::write(const StepMetrics& m) {
     json["skipped"] = true;
   else
     losses_.emplace_back(static_cast<double>(m.step), m.loss);
-  fmt::print(file_, "{}\n", json.dump());
-  if (std::fflush(file_) != 0) fail_input("{}: cannot write; is the disk full?", path_.string());
+  file_->write(json.dump() + "\n");
 }
 
 std::string console_line(const StepMetrics& m, int64_t steps, double eta_seconds) {

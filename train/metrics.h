@@ -1,11 +1,13 @@
 // What a run says: metrics.jsonl, the console line, and the loss plot.
 #pragma once
 
-#include <cstdio>
 #include <filesystem>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
+
+#include "base/files.h"
 
 namespace sinklora {
 
@@ -23,18 +25,13 @@ class MetricsLog {
  public:
   // Opens OUT/metrics.jsonl and drops the lines after `resumed_step` and a torn last one.
   MetricsLog(const std::filesystem::path& out, int64_t resumed_step);
-  ~MetricsLog();
-  MetricsLog(const MetricsLog&) = delete;
-  MetricsLog& operator=(const MetricsLog&) = delete;
-
   void write(const StepMetrics& metrics);
   const std::vector<std::pair<double, double>>& losses() const {
     return losses_;
   }  // (step, loss) of all steps
 
  private:
-  std::FILE* file_;
-  std::filesystem::path path_;
+  std::optional<AppendFile> file_;
   std::vector<std::pair<double, double>> losses_;
 };
 

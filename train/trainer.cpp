@@ -198,6 +198,7 @@ class Trainer {
   }
 
   void resume() {
+    remove_unfinished(options_.out);
     std::optional<fs::path> checkpoint;
     if (options_.resume == "auto") {
       checkpoint = newest_checkpoint(options_.out);

@@ -111,7 +111,7 @@ class Runner:
         steps = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         late = steps[len(steps) // 2:]
         return {"step_ms": statistics.median(s["step_ms"] for s in late), "mem_gib": max(s["mem_gib"] for s in steps),
-                "train_loss": statistics.mean(s["loss"] for s in late), "tokens": sum(s["tokens"] for s in steps),
+                "train_loss": statistics.mean(s["loss"] for s in late), "tokens": steps[-1]["tokens"],
                 "checkpoint": sorted(out.glob("step-*"))[-1]}
 
     def table(self, todo: list[Row], model, untuned: dict[str, str], data, settings: dict[str, list], lengths: dict) -> None:

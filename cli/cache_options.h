@@ -3,6 +3,7 @@
 
 #include <CLI/CLI.hpp>
 
+#include "base/json.h"
 #include "cli/option_checks.h"
 #include "infer/cached_session.h"
 #include "model/loaded_model.h"
@@ -12,8 +13,9 @@ namespace sinklora {
 // Tokens of a prompt that go through the model at once.
 constexpr int64_t kPromptChunk = 2048;
 
-// `options` must outlive the parser.
-inline void add_cache_options(CLI::App& verb, CacheOptions& options) {
+// `options` must outlive the parser. `sinks`: the names of that option, where others have sinks too.
+inline CLI::App* add_cache_options(CLI::App& verb, CacheOptions& options,
+                                   const std::string& sinks = "--sinks,--cache-sinks") {
   auto* group = verb.add_option_group("Cache");
   add_choice(
       *group, "--cache", options.kind,
@@ -28,12 +30,23 @@ inline void add_cache_options(CLI::App& verb, CacheOptions& options) {
   add_number(*group, "--cache-heavy", options.heavy_part,
              "of h2o: part of the budget for the tokens attended to most; the others are the most recent", 0,
              1);
-  add_count(*group, "--sinks,--cache-sinks", options.sinks,
-            "of streaming: first tokens that are always kept");
+  add_count(*group, sinks, options.sinks, "of streaming: first tokens that are always kept");
   add_choice(*group, "--cache-positions", options.positions,
              "where RoPE puts kept tokens: where they were, or at their place in the cache; auto: index for "
              "streaming",
              {"auto", "original", "index"});
+  return group;
+}
+
+// What a result record says of the cache. Its budget, and of h2o the part for heavy hitters, of streaming the
+// sinks.
+inline void add_cache(Json& record, const CacheOptions& options) {
+  record["cache"] = options.kind;
+  if (options.kind == "full") return;
+  record["cache_budget"] = options.budget;
+  if (options.kind == "h2o") record["cache_heavy"] = options.heavy_part;
+  if (options.kind == "streaming") record["cache_sinks"] = options.sinks;
+  record["cache_positions"] = options.positions;
 }
 
 }  // namespace sinklora

@@ -11,6 +11,7 @@
 #include "base/json.h"
 #include "base/machine.h"
 #include "base/progress.h"
+#include "base/version.h"
 #include "cli/output.h"
 #include "cli/verbs.h"
 #include "comm/nccl_communicator.h"
@@ -26,6 +27,7 @@ Json environment() {
   Json settings = Json::object();
   for (const auto& [name, value] : settings_in_force()) settings[name] = value;
   return {{"sinklora", SINKLORA_VERSION},
+          {"commit", built_commit()},
           {"compiler", __VERSION__},
           {"hdf5", fmt::format("{}.{}.{}", major, minor, release)},
           {"openblas", blas_description()},

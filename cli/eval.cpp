@@ -1,13 +1,17 @@
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <memory>
 
+#include "cli/cache_options.h"
 #include "cli/inference_options.h"
 #include "cli/option_checks.h"
 #include "cli/output.h"
 #include "cli/verbs.h"
+#include "comm/agreement.h"
 #include "eval/perplexity.h"
 #include "model/attention_options.h"
+#include "train/ranks.h"
 
 namespace sinklora {
 namespace {
@@ -15,49 +19,122 @@ namespace {
 struct PerplexityCommand {
   InferenceOptions inference;
   AttentionOptions attention{.kind = "full"};
+  CacheOptions cache;
   std::filesystem::path data;
-  std::string protocol = "blocks", json;
-  int64_t stride = 256;
-  bool separate_documents = false;
+  std::string protocol = "blocks", json, gpus = "1";
+  int64_t stride = 256, buckets = 16, chunk = 32;
+  bool separate_documents = false, cached = false;
 };
 
-Perplexity measure(const PerplexityCommand& c, Llama& model, const AttentionPattern& pattern) {
-  const bool quiet = c.json == "-";
-  const int64_t vocab = model.config().vocab_size;
-  if (c.protocol == "sliding")
-    return perplexity_sliding(model, read_all_tokens(c.data, vocab), pattern, c.inference.context, c.stride,
-                              !quiet);
-  const auto dataset = open_dataset(c.data, {c.inference.context, vocab, c.separate_documents, "", true});
-  return perplexity_blocks(model, *dataset, pattern, c.inference.batch, !quiet);
+void check(const PerplexityCommand& c) {
+  if (!c.cached) return;
+  if (c.protocol != "blocks") fail_usage("--cache is for --protocol blocks, not {}", c.protocol);
+  if (c.attention.kind != "full")
+    fail_usage("--cache is for full attention, as models generate; leave --attention {} away",
+               c.attention.kind);
+}
+
+Perplexity measure(const PerplexityCommand& c, const Dataset& dataset, Llama& model,
+                   const PerplexityOptions& options) {
+  const int64_t context = c.inference.context;
+  if (c.cached)
+    return perplexity_cached(model, dataset, make_cache_policy(c.cache, context), c.chunk, context, options);
+  const AttentionPattern pattern = make_pattern(c.attention, context, model.config().num_heads);
+  if (c.protocol == "blocks") return perplexity_blocks(model, dataset, pattern, context, options);
+  return perplexity_sliding(model, read_all_tokens(c.data, model.config().vocab_size), pattern, context,
+                            c.stride, c.protocol == "sliding" ? SlidingRule::eval : SlidingRule::distributed,
+                            options);
+}
+
+Json to_json(const PerplexityCommand& c, const Perplexity& result, const RopeScaling& rope,
+             const std::string& data_hash) {
+  Json curve = Json::array();
+  for (const PositionBucket& bucket : result.by_position)
+    curve.push_back({{"begin", bucket.begin},
+                     {"end", bucket.end},
+                     {"tokens", bucket.tokens},
+                     {"nll", bucket.tokens > 0 ? Json(bucket.nll) : Json(nullptr)}});
+  Json record{{"protocol", c.protocol},
+              {"context", c.inference.context},
+              {"stride", c.protocol == "blocks" ? c.inference.context : c.stride},
+              {"windows", result.windows},
+              {"tokens", result.tokens},
+              {"nll", result.nll},
+              {"ppl", result.ppl},
+              {"by_position", curve},
+              {"attention", c.attention.kind},
+              {"rope_scaling", describe(rope)},
+              {"data", c.data.string()},
+              {"data_hash", data_hash}};
+  if (c.cached) {
+    add_cache(record, c.cache);
+    record["cache_chunk"] = c.chunk;
+  }
+  add_origin(record, c.inference);
+  return record;
+}
+
+void report(const PerplexityCommand& c, const Perplexity& result, const RopeScaling& rope,
+            const std::string& data_hash) {
+  if (write_result(c.json, to_json(c, result, rope, data_hash))) return;
+  const std::string seen =
+      c.cached ? fmt::format("{} cache", c.cache.kind) : fmt::format("{} attention", c.attention.kind);
+  fmt::print(
+      "perplexity {:.4f}  (nll {:.9f} nats over {} tokens in {} windows)\n"
+      "protocol {}, context {}{}, {}, RoPE {}\n",
+      result.ppl, result.nll, result.tokens, result.windows, c.protocol, c.inference.context,
+      c.protocol == "blocks" ? "" : fmt::format(", stride {}", c.stride), seen, describe(rope));
+}
+
+void run_on(const PerplexityCommand& c, Ops& ops, Communicator& ranks) {
+  InferenceOptions inference = c.inference;
+  if (c.cached) inference.chunk = c.chunk * inference.batch;
+  const auto model = load_for_inference(inference, ops);
+  const auto dataset =
+      open_dataset(c.data, {inference.context, model->config().vocab_size, c.separate_documents, "", true});
+  agree(ranks, {{"data", dataset->hash()}, {"commit", built_commit()}}, "before evaluating");
+  const bool first = ranks.rank() == 0;
+  const Perplexity result = measure(c, *dataset, *model,
+                                    {.batch = inference.batch,
+                                     .buckets = c.buckets,
+                                     .show_progress = first && c.json != "-",
+                                     .ranks = &ranks});
+  if (first) report(c, result, model->config().rope, dataset->hash());
 }
 
 void run(const PerplexityCommand& c) {
-  const LoadedModel loaded = load_for_inference(c.inference);
-  const AttentionPattern pattern =
-      make_pattern(c.attention, c.inference.context, loaded.llama->config().num_heads);
-  const Perplexity result = measure(c, *loaded.llama, pattern);
-  const Json json{
-      {"protocol", c.protocol},
-      {"context", c.inference.context},
-      {"stride", c.protocol == "sliding" ? c.stride : c.inference.context},
-      {"windows", result.windows},
-      {"tokens", result.tokens},
-      {"nll", result.nll},
-      {"ppl", result.ppl},
-      {"attention", c.attention.kind},
-      {"precision", c.inference.precision},
-      {"device", c.inference.device},
-      {"model", c.inference.model.string()},
-      {"adapter", c.inference.adapter.empty() ? Json(nullptr) : Json(c.inference.adapter.string())},
-      {"rope_scaling", describe(loaded.llama->config().rope)},
-      {"data", c.data.string()}};
-  if (!write_result(c.json, json))
-    fmt::print(
-        "perplexity {:.4f}  (nll {:.9f} nats over {} tokens in {} windows)\n"
-        "protocol {}, context {}{}, {} attention, RoPE {}\n",
-        result.ppl, result.nll, result.tokens, result.windows, c.protocol, c.inference.context,
-        c.protocol == "sliding" ? fmt::format(", stride {}", c.stride) : "", c.attention.kind,
-        describe(loaded.llama->config().rope));
+  check(c);
+  RankOptions ranks;
+  ranks.device = c.inference.device;
+  ranks.precision = c.inference.precision;
+  ranks.gpus = c.gpus;
+  ranks.quiet = c.json == "-";
+  const int code = run_on_ranks(ranks, [&](const RankPlace& place) {
+    run_on(c, *place.ops, place.ranks);
+    return ExitCode::ok;
+  });
+  if (code != 0) throw CLI::RuntimeError(code);
+}
+
+void add_measurement(CLI::App& verb, PerplexityCommand& c) {
+  auto* group = verb.add_option_group("Measurement");
+  group->add_option("--data", c.data, "shard directory, one .h5, or a uint16 stream (.bin)")
+      ->required()
+      ->type_name("PATH");
+  add_count(*group, "--context", c.inference.context, "tokens of a window", 2, int64_t{1} << 30)->required();
+  add_choice(*group, "--protocol", c.protocol,
+             "blocks: windows side by side; sliding: LongLoRA's eval.py, a window every --stride tokens, "
+             "mean of the windows' means, the last one left out; distributed: its eval_distributed.py, mean "
+             "over all positions of all windows",
+             {"blocks", "sliding", "distributed"});
+  add_count(*group, "--stride", c.stride, "of sliding and distributed", 1);
+  add_count(*group, "--batch", c.inference.batch, "windows at once", 1, 1 << 20);
+  add_count(*group, "--buckets", c.buckets, "of positions, of which the JSON gives the loss each", 1,
+            1 << 16);
+  group->add_flag("--separate-documents", c.separate_documents,
+                  "packed documents do not see each other (blocks)");
+  add_gpus(*group, c.gpus,
+           "processes on this machine, each with its share of the windows; any number gives the same sums");
 }
 
 }  // namespace
@@ -70,33 +147,32 @@ void add_eval(CLI::App& app) {
   auto* verb = eval->add_subcommand("ppl", "perplexity, by a named protocol");
   const auto command = std::make_shared<PerplexityCommand>();
   add_inference_options(*verb, command->inference);
-  auto* group = verb->add_option_group("Measurement");
-  group->add_option("--data", command->data, "shard directory, one .h5, or a uint16 stream (.bin)")
-      ->required()
-      ->type_name("PATH");
-  add_count(*group, "--context", command->inference.context, "tokens of a window", 2, int64_t{1} << 30)
-      ->required();
-  add_choice(*group, "--protocol", command->protocol,
-             "blocks: windows side by side; sliding: LongLoRA's eval.py, a window every --stride tokens",
-             {"blocks", "sliding"});
-  add_count(*group, "--stride", command->stride, "of the sliding protocol", 1);
-  add_count(*group, "--batch", command->inference.batch, "windows at once (blocks)", 1, 1 << 20);
-  group->add_flag("--separate-documents", command->separate_documents,
-                  "packed documents do not see each other (blocks)");
+  add_measurement(*verb, *command);
   auto* attention = verb->add_option_group("Attention");
   add_choice(*attention, "--attention", command->attention.kind, "full unless you study a training pattern",
              {"full", "fixed", "s2", "s2-wrap", "sf"});
   add_number(*attention, "--group-ratio", command->attention.group_ratio, "", 1e-6, 1);
   add_number(*attention, "--shifted-heads", command->attention.shifted_heads, "", 0, 1);
   add_count(*attention, "--sinks", command->attention.sinks, "");
+  auto* cache = add_cache_options(*verb, command->cache, "--cache-sinks");
+  add_count(*cache, "--cache-chunk", command->chunk,
+            "tokens that see the cache and one another, then enter it; 1: as a text is generated", 1,
+            1 << 20);
   verb->add_option("--json", command->json, "write the result as JSON to FILE, - for standard output")
       ->type_name("FILE");
   verb->footer(
+      "With --cache, windows go through a cache as texts do that are generated: what it evicts is not seen "
+      "again.\n\n"
       "Examples:\n"
       "  sinklora eval ppl --model smollm2 --data held-out --context 1024\n"
       "  sinklora eval ppl --model smollm2 --adapter run/step-00000200 --data held-out --context 4096\n"
-      "  sinklora eval ppl --model llama --data test.bin --context 8192 --protocol sliding --json -");
-  verb->callback([command] { run(*command); });
+      "  sinklora eval ppl --model llama --data test.bin --context 8192 --protocol sliding --gpus all --json "
+      "-\n"
+      "  sinklora eval ppl --model smollm2 --data held-out --context 4096 --cache h2o --cache-budget 0.2");
+  verb->callback([command, cache] {
+    command->cached = cache->get_option("--cache")->count() > 0;
+    run(*command);
+  });
 }
 
 }  // namespace sinklora

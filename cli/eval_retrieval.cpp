@@ -58,17 +58,13 @@ Json to_json(const RetrievalCommand& c, std::span<const RetrievalCell> cells) {
     trials += cell.trials;
     correct += cell.correct;
   }
-  return {{"protocol", c.protocol},
-          {"context", c.inference.context},
-          {"trials", trials},
-          {"accuracy", static_cast<double>(correct) / static_cast<double>(trials)},
-          {"cells", list},
-          {"attention", "full"},
-          {"cache", c.cache.kind},
-          {"precision", c.inference.precision},
-          {"device", c.inference.device},
-          {"model", c.inference.model.string()},
-          {"adapter", c.inference.adapter.empty() ? Json(nullptr) : Json(c.inference.adapter.string())}};
+  Json record{
+      {"protocol", c.protocol}, {"context", c.inference.context},
+      {"trials", trials},       {"accuracy", static_cast<double>(correct) / static_cast<double>(trials)},
+      {"cells", list},          {"attention", "full"}};
+  add_cache(record, c.cache);
+  add_origin(record, c.inference);
+  return record;
 }
 
 void run(RetrievalCommand& c) {

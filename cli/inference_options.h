@@ -3,6 +3,8 @@
 
 #include <CLI/CLI.hpp>
 
+#include "base/json.h"
+#include "base/version.h"
 #include "cli/option_checks.h"
 #include "model/loaded_model.h"
 
@@ -21,6 +23,16 @@ inline void add_inference_options(CLI::App& verb, InferenceOptions& options) {
       ->type_name("WORD");
   add_choice(*group, "--device", options.device, "", {"cpu", "cuda"});
   add_choice(*group, "--precision", options.precision, "", {"bf16", "fp32"});
+}
+
+// What a result record says of the model and the program that measured it.
+inline void add_origin(Json& record, const InferenceOptions& options) {
+  record["precision"] = options.precision;
+  record["device"] = options.device;
+  record["model"] = options.model.string();
+  record["adapter"] = options.adapter.empty() ? Json(nullptr) : Json(options.adapter.string());
+  record["version"] = SINKLORA_VERSION;
+  record["commit"] = built_commit();
 }
 
 }  // namespace sinklora

@@ -225,7 +225,7 @@ PassContext Llama::start(std::span<const Continuation> batch) {
   return {config_, {}, {{}, activations_.positions(tokens)}, cosines_, sines_, options_.mlp_tile};
 }
 
-std::vector<float> Llama::extend(std::span<const Continuation> batch) {
+Tensor Llama::forward(std::span<const Continuation> batch) {
   const PassContext pass = start(batch);
   const int64_t tokens = pass.sequences.positions.rows();
   Tensor previous = activations_.block(0, tokens).x, previous_delta;
@@ -243,11 +243,26 @@ std::vector<float> Llama::extend(std::span<const Continuation> batch) {
     previous_delta = a.delta;
   }
   final_norm(tokens, previous, previous_delta);
+  for (const auto& [added, cache] : batch) cache->advance(static_cast<int64_t>(added.size()));
+  return activations_.final_normed(tokens);
+}
+
+std::vector<double> Llama::extend_nll(std::span<const Continuation> batch, std::span<const int32_t> targets) {
+  const Tensor normed = forward(batch);
+  const int64_t tokens = normed.rows();
+  if (static_cast<int64_t>(targets.size()) != tokens)
+    fail_internal("{} targets for {} tokens", targets.size(), tokens);
+  const Tensor nll = activations_.nll(tokens);
+  ops_.upload(activations_.targets(tokens), targets.data());
+  ops_.head_cross_entropy(nll, {}, {}, normed, weights_.head.value, activations_.targets(tokens), 0.0);
+  return download_numbers<double>(ops_, nll);
+}
+
+std::vector<float> Llama::extend(std::span<const Continuation> batch) {
+  const Tensor normed = forward(batch);
   // The last rows of all sequences, one behind the other: none is overwritten before it has moved.
-  const Tensor normed = activations_.final_normed(tokens);
   int64_t row = 0, sequence = 0;
   for (const auto& [added, cache] : batch) {
-    cache->advance(static_cast<int64_t>(added.size()));
     row += static_cast<int64_t>(added.size());
     if (row - 1 != sequence) ops_.copy(normed.row_slice(sequence, 1), normed.row_slice(row - 1, 1));
     ++sequence;

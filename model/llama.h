@@ -63,6 +63,9 @@ class Llama {
   // one of each. Like all passes with full attention; what was evicted is not seen. At most max_tokens
   // together and cache.chunk() each; all caches have positions of one kind.
   std::vector<float> extend(std::span<const Continuation> batch);
+  // The same, and returns what nll() does: of one target for each added token, all sequences' behind one
+  // another.
+  std::vector<double> extend_nll(std::span<const Continuation> batch, std::span<const int32_t> targets);
   int64_t max_tokens() const { return options_.max_tokens; }
   int64_t max_context() const { return options_.max_context; }
 
@@ -74,6 +77,7 @@ class Llama {
   void backward(const Batch& batch, const PassContext& pass, const BackwardScratch& g,  // below it
                 const GradientsReady& ready);
   PassContext start(std::span<const Continuation> batch);
+  Tensor forward(std::span<const Continuation> batch);  // final norm's output, [tokens, hidden]
   void final_norm(int64_t tokens, const Tensor& previous, const Tensor& previous_delta);
 
   Ops& ops_;

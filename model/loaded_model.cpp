@@ -25,7 +25,7 @@ RopeScaling scaling_in_force(const InferenceOptions& options, const LlamaConfig&
 
 }  // namespace
 
-LoadedModel load_for_inference(const InferenceOptions& options) {
+std::unique_ptr<Llama> load_for_inference(const InferenceOptions& options, Ops& ops) {
   const ModelDirectory directory(options.model);
   LlamaConfig config = directory.config();
   config.rope = scaling_in_force(options, config);
@@ -36,19 +36,24 @@ LoadedModel load_for_inference(const InferenceOptions& options) {
   model.untie_head = unties_head(adapter, config);
   model.frozen_dtype = frozen_dtype(options.precision);
 
-  LoadedModel loaded;
-  loaded.ops = make_ops(options.device, options.precision);
   const int64_t all = options.context * options.batch;
   const int64_t tokens = options.chunk > 0 ? std::min(options.chunk, all) : all;
-  loaded.llama = std::make_unique<Llama>(
-      *loaded.ops, config, model,
+  auto llama = std::make_unique<Llama>(
+      ops, config, model,
       PassOptions{.max_tokens = tokens, .max_sequences = tokens, .max_context = options.context});
-  int64_t needed = loaded.llama->scratch_bytes();
-  for (const Arena* arena : loaded.llama->arenas()) needed += arena->bytes();
+  int64_t needed = llama->scratch_bytes();
+  for (const Arena* arena : llama->arenas()) needed += arena->bytes();
   expect_room(options.device, needed, fmt::format("a model laid out for --context {}", options.context));
-  loaded.llama->allocate();
-  loaded.llama->weights().load(*loaded.ops, directory);
-  loaded.llama->weights().load_adapter(*loaded.ops, adapter);
+  llama->allocate();
+  llama->weights().load(ops, directory);
+  llama->weights().load_adapter(ops, adapter);
+  return llama;
+}
+
+LoadedModel load_for_inference(const InferenceOptions& options) {
+  LoadedModel loaded;
+  loaded.ops = make_ops(options.device, options.precision);
+  loaded.llama = load_for_inference(options, *loaded.ops);
   return loaded;
 }
 

@@ -24,5 +24,7 @@ struct LoadedModel {
 };
 
 LoadedModel load_for_inference(const InferenceOptions& options);
+// On a backend that is there already; options.device and precision are those it was made for.
+std::unique_ptr<Llama> load_for_inference(const InferenceOptions& options, Ops& ops);
 
 }  // namespace sinklora

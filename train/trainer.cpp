@@ -294,8 +294,8 @@ class Trainer {
   }
 
   void evaluate() {
-    const Perplexity result =
-        perplexity_blocks(*model_, *eval_data_, AttentionPattern{}, options_.batch, false, &ranks_);
+    const Perplexity result = perplexity_blocks(*model_, *eval_data_, AttentionPattern{}, options_.context,
+                                                {.batch = options_.batch, .ranks = &ranks_});
     say("eval  step {} | blocks, full attention, context {} | nll {:.5f} | ppl {:.3f}\n", state_.step,
         options_.context, result.nll, result.ppl);
   }

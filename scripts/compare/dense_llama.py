@@ -7,15 +7,27 @@ import json
 import pathlib
 
 import numpy as np
-from safetensors import safe_open
+
+
+def read_tensors(path: pathlib.Path) -> dict:
+    data = path.read_bytes()
+    start = 8 + int.from_bytes(data[:8], "little")
+    tensors = {}
+    for name, tensor in json.loads(data[8:start]).items():
+        if name == "__metadata__":
+            continue
+        begin, end = tensor["data_offsets"]
+        raw = data[start + begin : start + end]
+        if tensor["dtype"] == "BF16":  # the upper half of a float32
+            numbers = (np.frombuffer(raw, "<u2").astype(np.uint32) << 16).view(np.float32)
+        else:
+            numbers = np.frombuffer(raw, {"F16": "<f2", "F32": "<f4", "F64": "<f8"}[tensor["dtype"]])
+        tensors[name] = numbers.astype(np.float64).reshape(tensor["shape"])
+    return tensors
 
 
 def read_weights(folder: pathlib.Path) -> dict:
-    weights = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, "pt") as file:  # torch's reader: numpy has no bfloat16
-            weights.update({name: file.get_tensor(name).double().numpy() for name in file.keys()})
-    return weights
+    return {name: tensor for path in sorted(folder.glob("*.safetensors")) for name, tensor in read_tensors(path).items()}
 
 
 def rope_frequencies(config: dict) -> np.ndarray:

@@ -5,10 +5,7 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <chrono>
-#include <cstdio>
 #include <fstream>
-#include <thread>
 
 #include "base/machine.h"
 #include "comm/launch_environment.h"
@@ -23,7 +20,6 @@ namespace {
 constexpr double kSilence =
     60;  // seconds; heartbeats come from a thread of their own, so that loading counts not
 constexpr double kGrace = 30;
-constexpr auto kLeave = std::chrono::seconds(20);  // from the end of the work to the end of the process
 
 // The command line that started this process.
 std::vector<std::string> own_command() {
@@ -65,7 +61,7 @@ int devices_of(const std::string& device) {
 }
 
 int start_ranks(const RankOptions& options, const RankWork& work) {
-  int ranks = devices_of(options.device);
+  int ranks = options.gpus == "1" ? device_count(options.device) : devices_of(options.device);
   if (options.gpus != "all") {
     const int wanted = std::stoi(options.gpus);
     if (options.device == "cuda" && wanted > ranks)
@@ -83,19 +79,6 @@ int start_ranks(const RankOptions& options, const RankWork& work) {
 int own_gpu(const LaunchEnvironment& launch) {
   const int count = device_count("cuda");
   return (launch.local_rank < 0 ? launch.rank : launch.local_rank) % count;
-}
-
-// A library that does not let go of a device (NCCL was seen to hang when it was finalized, once in ten runs)
-// may not keep a process whose work is done on every rank.
-void end_soon(int rank, ExitCode code) {
-  std::thread([rank, code] {
-    std::this_thread::sleep_for(kLeave);
-    std::fprintf(stderr,
-                 "sinklora: rank %d: all is written, but its device is not let go of; it ends without\n",
-                 rank);
-    std::fflush(nullptr);
-    ::_exit(static_cast<int>(code));
-  }).detach();
 }
 
 ExitCode join_ranks(const RankOptions& options, const LaunchEnvironment& launch, const RankWork& work) {
@@ -126,10 +109,7 @@ ExitCode join_ranks(const RankOptions& options, const LaunchEnvironment& launch,
     ranks = make_nccl_communicator(std::move(host), device_index, ops->native_stream(), waits);
   else
     ranks = std::move(host);
-  const ExitCode code = work({ops, *ranks, device_index, processes_here, free_memory});
-  ranks->barrier();  // the first rank may have written for minutes
-  end_soon(launch.rank, code);
-  return code;
+  return work({ops, *ranks, device_index, processes_here, free_memory});
 }
 
 }  // namespace

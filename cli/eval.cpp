@@ -90,8 +90,10 @@ void run_on(const PerplexityCommand& c, Ops& ops, Communicator& ranks) {
   InferenceOptions inference = c.inference;
   if (c.cached) inference.chunk = c.chunk * inference.batch;
   const auto model = load_for_inference(inference, ops);
-  const auto dataset =
-      open_dataset(c.data, {inference.context, model->config().vocab_size, c.separate_documents, "", true});
+  // The windows of other protocols are cut from the text, whatever rows the shards have.
+  const bool any_rows = c.protocol != "blocks" && c.data.extension() != ".bin";
+  const auto dataset = open_dataset(
+      c.data, {any_rows ? 0 : inference.context, model->config().vocab_size, c.separate_documents, "", true});
   agree(ranks, {{"data", dataset->hash()}, {"commit", built_commit()}}, "before evaluating");
   const bool first = ranks.rank() == 0;
   const Perplexity result = measure(c, *dataset, *model,

@@ -247,11 +247,11 @@ TEST_CASE("eval ppl records what it measured; --gpus changes nothing; a cache on
                       "/assets/tiny-llama' --context 128 --input '" +
                       (folder / "text").string() + "' --out '" + data + "'")
               .exit_code == 0);
-  const auto measure = [&](const std::string& more, int exit_code = 0) {
+  const auto measure = [&](const std::string& more, int exit_code = 0, int context = 128) {
     const std::string file = (folder / "result.json").string();
     const ProgramRun run =
         run_program("eval ppl --model '" SINKLORA_SOURCE_DIR "/assets/tiny-llama' --data '" + data +
-                    "' --context 128 --json '" + file + "' " + more);
+                    "' --context " + std::to_string(context) + " --json '" + file + "' " + more);
     CAPTURE(run.output);
     REQUIRE(run.exit_code == exit_code);
     return exit_code == 0 ? read_json(file) : Json(run.output);
@@ -272,6 +272,8 @@ TEST_CASE("eval ppl records what it measured; --gpus changes nothing; a cache on
   CHECK(cached.at("cache_sinks") == 0);
   CHECK(cached.at("cache_chunk") == 16);
   CHECK(cached.at("nll").get<double>() != one.at("nll").get<double>());
+  // Its windows are cut from the text, whatever rows the shards have.
+  CHECK(measure("--protocol sliding --stride 100", 0, 50).at("context") == 50);
   CHECK(measure("--cache h2o --protocol sliding", 2)
             .get<std::string>()
             .find("--cache is for --protocol blocks") != std::string::npos);

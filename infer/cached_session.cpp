@@ -40,14 +40,12 @@ std::vector<float> CachedSession::extend(std::span<const int32_t> ids) {
     fail_input(
         "the context is full: {} tokens and {} more, it takes {}; shorten the text, or raise --context",
         length(), tokens, context_);
-  std::vector<float> logits;
-  for (int64_t begin = 0; begin < tokens; begin += cache_.chunk()) {
-    const Continuation chunk{ids.subspan(static_cast<size_t>(begin),
-                                         static_cast<size_t>(std::min(cache_.chunk(), tokens - begin))),
-                             &cache_};
-    logits = model_.extend({&chunk, 1});
+  for (int64_t begin = 0;; begin += cache_.chunk()) {
+    const int64_t count = std::min(cache_.chunk(), tokens - begin);
+    const Continuation chunk{ids.subspan(static_cast<size_t>(begin), static_cast<size_t>(count)), &cache_};
+    if (begin + count == tokens) return model_.extend({&chunk, 1});
+    model_.absorb({&chunk, 1});
   }
-  return logits;
 }
 
 }  // namespace sinklora

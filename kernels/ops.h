@@ -12,6 +12,7 @@
 // act, bf16 or f32. Every op is deterministic: equal inputs and shapes give equal bits, on every run.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <span>
 
@@ -91,6 +92,15 @@ struct KvRetention {
   int64_t sinks = 0, heavy = 0, recent = 0;
 };
 
+// One token that a sequence with a cache grows by.
+struct KvStep {
+  KvCacheView cache;
+  KvRetention keep;
+  Tensor new_mass;             // stat [Hkv, 1], or empty
+  int64_t first_position = 0;  // of the token in its sequence
+  int64_t most_count = 0;      // cache.count is at most this in all repetitions (Ops::repeat)
+};
+
 class Ops {
  public:
   virtual ~Ops() = default;
@@ -122,6 +132,16 @@ class Ops {
   virtual void start_offload(void* host, const Tensor& from, int slot) = 0;  // contiguous
   virtual void start_fetch(const Tensor& to, const void* host, int slot) = 0;
   virtual void finish_transfer(int slot) = 0;
+
+  // ---- repetition: many small ops given to the device as one
+  // --------------------------------------------------------------------------------------------------- Runs
+  // `ops`, which calls ops of this backend. Where the key is that of the call before, a backend may run again
+  // what that call did instead of calling `ops`: so equal keys mean equal ops on equal memory, and only what
+  // lies in device memory may differ. `ops` uploads nothing and waits for nothing.
+  virtual void repeat(uint64_t key, const std::function<void()>& ops) {
+    static_cast<void>(key);
+    ops();
+  }
 
   // ---- scratch memory
   // ----------------------------------------------------------------------------------------------- What
@@ -204,6 +224,13 @@ class Ops {
   // which the caller notes in its views. k, v, new_mass: as cached_attention had them.
   virtual void append_to_cache(const KvCacheView& cache, const Tensor& k, const Tensor& v,
                                const Tensor& new_mass, int64_t first_position, const KvRetention& keep) = 0;
+
+  // Both at once for the next token of each of S sequences: row s of q, k, v belongs to steps[s]. counts: i32
+  // [S, 2], what steps[s].cache.count and first_position say; a repetition goes by what counts holds then.
+  // q, k, v, out, lse: as cached_attention has them, with S rows (columns of lse).
+  virtual void decode_attention(const Tensor& out, const Tensor& lse, const Tensor& q, const Tensor& k,
+                                const Tensor& v, std::span<const KvStep> steps, const Tensor& counts,
+                                const Tensor& cosines, const Tensor& sines, int64_t head_dim) = 0;
 
   // ---- SwiGLU: act = silu(gate) * up (Shazeer, arXiv 2002.05202)
   // --------------------------------------------------- gate_up: act [T, 2F], gate in the first F columns.

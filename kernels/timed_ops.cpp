@@ -190,6 +190,18 @@ void TimedOps::append_to_cache(const KvCacheView& cache, const Tensor& k, const 
       },
       [&] { ops_->append_to_cache(cache, k, v, new_mass, first_position, keep); });
 }
+void TimedOps::decode_attention(const Tensor& out, const Tensor& lse, const Tensor& q, const Tensor& k,
+                                const Tensor& v, std::span<const KvStep> steps, const Tensor& counts,
+                                const Tensor& cosines, const Tensor& sines, int64_t head_dim) {
+  time(
+      [&] {
+        double read = 0;  // the caches, as far as they are filled
+        for (const KvStep& step : steps)
+          read += static_cast<double>(2 * step.cache.count * k.row_size() * size_of(k.dtype));
+        return Work{"decode attention", 0, read + bytes_of({q, k, v, k, v, out})};
+      },
+      [&] { ops_->decode_attention(out, lse, q, k, v, steps, counts, cosines, sines, head_dim); });
+}
 void TimedOps::swiglu_forward(const Tensor& out, const Tensor& gate_up) {
   time(
       [&] {

@@ -45,6 +45,11 @@ class TimedOps final : public Ops {
   void synchronize() override { ops_->synchronize(); }
   void* native_stream() const override { return ops_->native_stream(); }
 
+  // While recording, every op runs by itself.
+  void repeat(uint64_t key, const std::function<void()>& ops) override {
+    recording_ ? ops() : ops_->repeat(key, ops);
+  }
+
   void upload(const Tensor& to, const void* host) override;
   void download(void* host, const Tensor& from) override;
   void zero(const Tensor& to) override;
@@ -80,6 +85,9 @@ class TimedOps final : public Ops {
                         const Tensor& sines, int64_t head_dim) override;
   void append_to_cache(const KvCacheView& cache, const Tensor& k, const Tensor& v, const Tensor& new_mass,
                        int64_t first_position, const KvRetention& keep) override;
+  void decode_attention(const Tensor& out, const Tensor& lse, const Tensor& q, const Tensor& k,
+                        const Tensor& v, std::span<const KvStep> steps, const Tensor& counts,
+                        const Tensor& cosines, const Tensor& sines, int64_t head_dim) override;
   void swiglu_forward(const Tensor& out, const Tensor& gate_up) override;
   void swiglu_backward(const Tensor& d_gate_up, const Tensor& d_out, const Tensor& gate_up) override;
   void head_cross_entropy(const Tensor& nll, const Tensor& d_hidden, const Tensor& d_weight,

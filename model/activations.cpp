@@ -91,6 +91,7 @@ Activations::Activations(const LlamaConfig& config, const Weights& weights, int6
   arena.take(&targets_, DType::i32, {tokens});
   arena.take(&positions_, DType::i32, {tokens});
   arena.take(&offsets_, DType::i64, {max_sequences + 1});
+  arena.take(&cache_counts_, DType::i32, {tokens, 2});
   if (!training) return;
   arena.take(&backward_.d_x, act, {tokens, hidden_});
   arena.take(&backward_.d_qkv, act, {tokens, config.qkv_width()});

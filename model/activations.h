@@ -70,6 +70,7 @@ class Activations {
   Tensor ids(int64_t tokens) const { return ids_.row_slice(0, tokens); }
   Tensor targets(int64_t tokens) const { return targets_.row_slice(0, tokens); }
   Tensor positions(int64_t tokens) const { return positions_.row_slice(0, tokens); }
+  Tensor cache_counts(int64_t sequences) const { return cache_counts_.row_slice(0, sequences); }
   Tensor offsets(int64_t sequences) const { return offsets_.row_slice(0, sequences + 1); }
 
   // With Recompute::offload, block inputs live in two device buffers in turn; those of all layers but the
@@ -95,7 +96,8 @@ class Activations {
   std::vector<Tensor> x_slots_, host_x_;
   BackwardScratch backward_;
   Tensor passing_;  // act [T * max(H, Hq D)]: delta, d_normed, d_attention
-  Tensor final_x_, final_normed_, final_reciprocal_, nll_, ids_, targets_, positions_, offsets_;
+  Tensor final_x_, final_normed_, final_reciprocal_, nll_, ids_, targets_, positions_, offsets_,
+      cache_counts_;
 };
 
 }  // namespace sinklora

@@ -1,6 +1,7 @@
 #include "model/block.h"
 
 #include <algorithm>
+#include <vector>
 
 namespace sinklora {
 namespace {
@@ -43,6 +44,24 @@ void attention_forward(Ops& ops, const PassContext& pass, const BlockActivations
   const Heads heads(pass.config, a.qkv);
   ops.attention_forward(a.attention, a.lse, heads.q, heads.k, heads.v, pass.sequences, pass.pattern,
                         pass.config.head_dim);
+}
+void cached_attention(Ops& ops, const PassContext& pass, const BlockActivations& a,
+                      std::span<const CacheStep> steps) {
+  const Heads heads(pass.config, a.qkv);
+  const int64_t head_dim = pass.config.head_dim;
+  if (pass.counts) {
+    std::vector<KvStep> all;
+    for (const CacheStep& step : steps) all.push_back(step.kv);
+    return ops.decode_attention(a.attention, a.lse, heads.q, heads.k, heads.v, all, pass.counts, pass.cosines,
+                                pass.sines, head_dim);
+  }
+  for (const auto& [kv, first_row, rows] : steps) {
+    const auto own = [first = first_row, count = rows](const Tensor& t) { return t.row_slice(first, count); };
+    const Tensor k = own(heads.k), v = own(heads.v);
+    ops.cached_attention(own(a.attention), a.lse.column_slice(first_row, rows), kv.new_mass, own(heads.q), k,
+                         v, kv.cache, pass.cosines, pass.sines, head_dim);
+    ops.append_to_cache(kv.cache, k, v, kv.new_mass, kv.first_position, kv.keep);
+  }
 }
 // a.x_mid = a.x + output(a.attention), and its norm.
 void output_forward(Ops& ops, const PassContext& pass, const LayerWeights& w, const BlockActivations& a) {
@@ -110,17 +129,11 @@ void block_extend(Ops& ops, const PassContext& pass, const LayerWeights& w, cons
   ops.residual_rmsnorm_forward(a.x, a.attention_normed, a.attention_reciprocal, previous, previous_delta,
                                w.attention_norm.value, c.rms_norm_eps);    // [T, H]
   ops.linear_forward(a.qkv, a.qkv_u, a.attention_normed, w.qkv.linear());  // [T, (Hq + 2 Hkv) D]
-  ops.rope(steps.front().cache.ranks ? heads.q : heads.qk, pass.sequences.positions, pass.cosines, pass.sines,
-           c.head_dim, false);
-  for (const CacheStep& step : steps) {
-    const auto own = [&](const Tensor& whole) { return whole.row_slice(step.first_row, step.rows); };
-    const Tensor k = own(heads.k), v = own(heads.v);
-    ops.cached_attention(own(a.attention), a.lse.column_slice(step.first_row, step.rows), step.new_mass,
-                         own(heads.q), k, v, step.cache, pass.cosines, pass.sines, c.head_dim);  // [T, Hq D]
-    ops.append_to_cache(step.cache, k, v, step.new_mass, step.first_position, step.keep);
-  }
-  output_forward(ops, pass, w, a);  // [T, H]
-  mlp_forward(ops, pass, w, a);     // [T, H]
+  ops.rope(steps.front().kv.cache.ranks ? heads.q : heads.qk, pass.sequences.positions, pass.cosines,
+           pass.sines, c.head_dim, false);
+  cached_attention(ops, pass, a, steps);  // [T, Hq D]
+  output_forward(ops, pass, w, a);        // [T, H]
+  mlp_forward(ops, pass, w, a);           // [T, H]
 }
 
 void block_backward(Ops& ops, const PassContext& pass, const LayerWeights& w, const BlockActivations& a,

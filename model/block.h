@@ -15,14 +15,12 @@ struct PassContext {
   SequenceView sequences;
   Tensor cosines, sines;  // stat [P, D / 2]
   int64_t mlp_tile;       // tokens that the MLP takes at a time
+  Tensor counts{};        // decoding: see Ops::decode_attention
 };
 
-// The cache of one sequence in one layer, and the rows of a pass that are its next tokens.
+// The rows of a pass that are the next tokens of one sequence, and its cache in one layer.
 struct CacheStep {
-  KvCacheView cache;
-  KvRetention keep;
-  Tensor new_mass;             // stat [Hkv, rows], or empty
-  int64_t first_position = 0;  // of the first new token in the sequence
+  KvStep kv;  // new_mass: stat [Hkv, rows], or empty
   int64_t first_row = 0, rows = 0;
 };
 
@@ -32,7 +30,8 @@ void block_forward(Ops& ops, const PassContext& pass, const LayerWeights& w, con
                    const Tensor& previous, const Tensor& previous_delta);
 
 // The same for the next tokens of sequences that caches remember, T of them altogether.
-// pass.sequences.positions are those that RoPE gives them; either all caches have ranks or none.
+// pass.sequences.positions are those that RoPE gives them; either all caches have ranks or none. With
+// pass.counts, each has one.
 void block_extend(Ops& ops, const PassContext& pass, const LayerWeights& w, const BlockActivations& a,
                   const Tensor& previous, const Tensor& previous_delta, std::span<const CacheStep> steps);
 

@@ -2,12 +2,25 @@
 
 #include <fmt/format.h>
 
+#include <atomic>
+#include <bit>
+
 #include "kernels/backend.h"
 
 namespace sinklora {
+namespace {
+
+uint64_t next_identity() {
+  static std::atomic<uint64_t> last{0};
+  return ++last;
+}
+
+}  // namespace
 
 KvCache::KvCache(Ops& ops, const LlamaConfig& config, const KvCachePolicy& policy, int64_t chunk)
-    : policy_(policy),
+    : ops_(ops),
+      identity_(next_identity()),
+      policy_(policy),
       num_kv_heads_(config.num_kv_heads),
       chunk_(chunk),
       layers_(static_cast<size_t>(config.num_layers)) {
@@ -39,10 +52,26 @@ CacheStep KvCache::step(int64_t layer, int64_t first_row, int64_t tokens) const 
   if (tokens < 1 || tokens > chunk_ || (!policy_.evicts && length_ + tokens > policy_.capacity))
     fail_internal("{} tokens for a KV cache that holds {} of {}, in chunks of {}", tokens, length_,
                   policy_.capacity, chunk_);
-  CacheStep step{layers_[static_cast<size_t>(layer)], policy_.keep, {}, length_, first_row, tokens};
-  step.cache.count = count();
-  if (new_mass_) step.new_mass = {new_mass_.data, new_mass_.dtype, {num_kv_heads_, tokens}, new_mass_.device};
+  CacheStep step{
+      {layers_[static_cast<size_t>(layer)], policy_.keep, {}, length_, most_count()}, first_row, tokens};
+  step.kv.cache.count = count();
+  if (new_mass_)
+    step.kv.new_mass = {new_mass_.data, new_mass_.dtype, {num_kv_heads_, tokens}, new_mass_.device};
   return step;
+}
+
+int64_t KvCache::most_count() const {
+  return std::min(policy_.capacity, static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(count() + 1))));
+}
+
+void KvCache::copy_from(const KvCache& other) {
+  if (arena_.bytes() != other.arena_.bytes() || policy_.positions != other.policy_.positions)
+    fail_internal("a KV cache of {} bytes is to become one of {}", arena_.bytes(), other.arena_.bytes());
+  for (size_t layer = 0; layer < layers_.size(); ++layer)
+    for (const auto part :
+         {&KvCacheView::k, &KvCacheView::v, &KvCacheView::positions, &KvCacheView::ranks, &KvCacheView::mass})
+      if (layers_[layer].*part) ops_.copy(layers_[layer].*part, other.layers_[layer].*part);
+  length_ = other.length_;
 }
 
 }  // namespace sinklora

@@ -1,6 +1,7 @@
 #include "model/llama.h"
 
 #include <algorithm>
+#include <atomic>
 #include <numeric>
 
 #include "model/rope.h"
@@ -194,16 +195,18 @@ std::vector<float> Llama::logits(const Batch& batch, const AttentionPattern& pat
 }
 
 std::vector<float> Llama::head_logits(const Tensor& normed) {
-  Arena scratch("logits");
-  Tensor logits;
-  scratch.take(&logits, ops_.activation_dtype(), {normed.rows(), config_.vocab_size});
-  scratch.allocate(ops_);
+  if (!logits_ || logits_.rows() < normed.rows()) {
+    logits_memory_ = std::make_unique<Arena>("logits");
+    logits_memory_->take(&logits_, ops_.activation_dtype(), {normed.rows(), config_.vocab_size});
+    logits_memory_->allocate(ops_);
+  }
+  const Tensor logits = logits_.row_slice(0, normed.rows());
   ops_.linear_forward(logits, {}, normed, {weights_.head.value, {}});
   return download_numbers<float>(ops_, logits);
 }
 
 PassContext Llama::start(std::span<const Continuation> batch) {
-  std::vector<int32_t> ids, positions;
+  std::vector<int32_t> ids, positions, counts;
   for (const auto& [added, cache] : batch) {
     const auto tokens = static_cast<int64_t>(added.size());
     const int64_t first = cache->next_position();
@@ -216,17 +219,44 @@ PassContext Llama::start(std::span<const Continuation> batch) {
       ids.push_back(added[static_cast<size_t>(i)]);
       positions.push_back(narrow<int32_t>(first + i, "position"));
     }
+    counts.push_back(narrow<int32_t>(cache->count(), "tokens in a cache"));
+    counts.push_back(narrow<int32_t>(cache->length(), "position"));
   }
   const auto tokens = static_cast<int64_t>(ids.size());
   if (tokens < 1 || tokens > activations_.max_tokens())
     fail_internal("{} tokens in one pass; memory was laid out for {}", tokens, activations_.max_tokens());
   ops_.upload(activations_.ids(tokens), ids.data());
   ops_.upload(activations_.positions(tokens), positions.data());
-  return {config_, {}, {{}, activations_.positions(tokens)}, cosines_, sines_, options_.mlp_tile};
+  PassContext pass{config_, {}, {{}, activations_.positions(tokens)}, cosines_, sines_, options_.mlp_tile};
+  if (ids.size() != batch.size()) return pass;
+  pass.counts = activations_.cache_counts(tokens);
+  ops_.upload(pass.counts, counts.data());
+  return pass;
+}
+
+uint64_t Llama::repetition(std::span<const Continuation> batch) {
+  static std::atomic<uint64_t> last{0};
+  std::vector<std::pair<uint64_t, int64_t>> caches;
+  for (const Continuation& each : batch)
+    caches.emplace_back(each.cache->identity(), each.cache->most_count());
+  if (caches != repeated_ || repetition_ == 0) {
+    repeated_ = std::move(caches);
+    repetition_ = ++last;
+  }
+  return repetition_;
 }
 
 Tensor Llama::forward(std::span<const Continuation> batch) {
   const PassContext pass = start(batch);
+  if (pass.counts)
+    ops_.repeat(repetition(batch), [&] { extend_layers(batch, pass); });
+  else
+    extend_layers(batch, pass);
+  for (const auto& [added, cache] : batch) cache->advance(static_cast<int64_t>(added.size()));
+  return activations_.final_normed(pass.sequences.positions.rows());
+}
+
+void Llama::extend_layers(std::span<const Continuation> batch, const PassContext& pass) {
   const int64_t tokens = pass.sequences.positions.rows();
   Tensor previous = activations_.block(0, tokens).x, previous_delta;
   ops_.embedding_forward(previous, weights_.embedding.value, activations_.ids(tokens));
@@ -243,8 +273,6 @@ Tensor Llama::forward(std::span<const Continuation> batch) {
     previous_delta = a.delta;
   }
   final_norm(tokens, previous, previous_delta);
-  for (const auto& [added, cache] : batch) cache->advance(static_cast<int64_t>(added.size()));
-  return activations_.final_normed(tokens);
 }
 
 std::vector<double> Llama::extend_nll(std::span<const Continuation> batch, std::span<const int32_t> targets) {

@@ -59,10 +59,13 @@ class Llama {
   void zero_gradients();
   // Logits [rows, V] after tokens [first, first + rows) of the batch.
   std::vector<float> logits(const Batch& batch, const AttentionPattern& pattern, int64_t first, int64_t rows);
-  // Adds tokens to the sequence that each cache remembers and returns the logits [caches, V] after the last
-  // one of each. Like all passes with full attention; what was evicted is not seen. At most max_tokens
-  // together and cache.chunk() each; all caches have positions of one kind.
+  // Adds tokens to the sequence that each cache remembers (one token to each is decoding, which has
+  // operations of its own) and returns the logits [caches, V] after the last one of each. Like all passes
+  // with full attention; what was evicted is not seen. At most max_tokens together and cache.chunk() each;
+  // all caches have positions of one kind.
   std::vector<float> extend(std::span<const Continuation> batch);
+  // The same without logits: for all chunks of a prompt but the last.
+  void absorb(std::span<const Continuation> batch) { forward(batch); }
   // The same, and returns what nll() does: of one target for each added token, all sequences' behind one
   // another.
   std::vector<double> extend_nll(std::span<const Continuation> batch, std::span<const int32_t> targets);
@@ -78,6 +81,9 @@ class Llama {
                 const GradientsReady& ready);
   PassContext start(std::span<const Continuation> batch);
   Tensor forward(std::span<const Continuation> batch);  // final norm's output, [tokens, hidden]
+  void extend_layers(std::span<const Continuation> batch, const PassContext& pass);
+  // A key for Ops::repeat: the one before, if these caches are those of the call before and as large.
+  uint64_t repetition(std::span<const Continuation> batch);
   void final_norm(int64_t tokens, const Tensor& previous, const Tensor& previous_delta);
 
   Ops& ops_;
@@ -88,6 +94,10 @@ class Llama {
   Activations activations_;
   Arena tables_{"RoPE tables"};
   Tensor cosines_, sines_;
+  std::unique_ptr<Arena> logits_memory_;  // grows to the most rows asked for
+  Tensor logits_;
+  std::vector<std::pair<uint64_t, int64_t>> repeated_;  // caches and their bounds
+  uint64_t repetition_ = 0;
   bool train_embedding_;
 };
 

@@ -81,6 +81,9 @@ class CpuOps final : public Ops {
                         const Tensor& sines, int64_t head_dim) override;
   void append_to_cache(const KvCacheView& cache, const Tensor& k, const Tensor& v, const Tensor& new_mass,
                        int64_t first_position, const KvRetention& keep) override;
+  void decode_attention(const Tensor& out, const Tensor& lse, const Tensor& q, const Tensor& k,
+                        const Tensor& v, std::span<const KvStep> steps, const Tensor& counts,
+                        const Tensor& cosines, const Tensor& sines, int64_t head_dim) override;
   void swiglu_forward(const Tensor& out, const Tensor& gate_up) override;
   void swiglu_backward(const Tensor& d_gate_up, const Tensor& d_out, const Tensor& gate_up) override;
   void head_cross_entropy(const Tensor& nll, const Tensor& d_hidden, const Tensor& d_weight,

@@ -375,4 +375,19 @@ void CpuOps::append_to_cache(const KvCacheView& cache, const Tensor& k, const Te
   });
 }
 
+void CpuOps::decode_attention(const Tensor& out, const Tensor& lse, const Tensor& q, const Tensor& k,
+                              const Tensor& v, std::span<const KvStep> steps, const Tensor& counts,
+                              const Tensor& cosines, const Tensor& sines, int64_t head_dim) {
+  const auto sequences = static_cast<int64_t>(steps.size());
+  expect(counts, "decode attention counts", DType::i32, sequences, 2);
+  expect(q, "decode attention q", compute_, sequences, q.row_size());
+  for (int64_t s = 0; s < sequences; ++s) {
+    const KvStep& step = steps[static_cast<size_t>(s)];
+    const auto row = [&](const Tensor& t) { return t.row_slice(s, 1); };
+    cached_attention(row(out), lse.column_slice(s, 1), step.new_mass, row(q), row(k), row(v), step.cache,
+                     cosines, sines, head_dim);
+    append_to_cache(step.cache, row(k), row(v), step.new_mass, step.first_position, step.keep);
+  }
+}
+
 }  // namespace sinklora

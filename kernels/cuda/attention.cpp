@@ -202,7 +202,7 @@ bool attention_supported(DType dtype, int64_t head_dim, AttentionKernel kernel) 
 
 void attention_forward(const Tensor& out, const Tensor& lse, const Tensor& q, const Tensor& k,
                        const Tensor& v, const SequenceView& sequences, const AttentionPattern& pattern,
-                       int64_t head_dim, cudaStream_t stream, AttentionKernel kernel) {
+                       int64_t head_dim, cudaStream_t stream, AttentionKernel kernel, int64_t first_query) {
   check_supported(q.dtype, head_dim, kernel);
   const AttentionShape shape = shape_of(q, k, sequences, head_dim);
   if (shape.tokens == 0 || sequences.count == 0) return;
@@ -211,6 +211,7 @@ void attention_forward(const Tensor& out, const Tensor& lse, const Tensor& q, co
     return plain_attention_forward(out, lse, q, k, v, sequences, pattern, head_dim, stream);
   AttentionArguments<uint16_t> a;
   set_arguments(a, out, lse, q, k, v, sequences, pattern, shape);
+  a.first_query = first_query;
   kernel == AttentionKernel::wgmma ? forward_tensor_core(a, head_dim, stream)
                                    : forward_mma(a, head_dim, stream);
 }

@@ -24,7 +24,7 @@ namespace sinklora::cuda {
 // Named, so that passes for devices whose kernels are empty find nothing unused.
 namespace hopper_forward {
 
-inline constexpr int queries_per_block = 128, keys_per_tile = 128, forward_threads = 256;
+inline constexpr int queries_per_block = forward_tile, keys_per_tile = 128, forward_threads = 256;
 // 64 columns of a tile's rows.
 inline constexpr uint32_t panel_bytes = 128 * 128;
 
@@ -103,8 +103,9 @@ __global__ void __launch_bounds__(forward_threads, 1) forward_kernel(AttentionAr
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL  // other devices are refused in attention.cpp
   extern __shared__ char unaligned[];
   const uint32_t q = (shared_address(unaligned) + 1023) & ~1023u, buffers = q + tile_bytes<D>;
-  const int tiles = static_cast<int>((a.max_length + queries_per_block - 1) / queries_per_block);
-  const int first = (tiles - 1 - static_cast<int>(blockIdx.x) % tiles) * queries_per_block;
+  const int tiles = static_cast<int>(forward_tiles(a.max_length, a.first_query));
+  const int last = static_cast<int>(a.max_length - 1) / queries_per_block;
+  const int first = (last - static_cast<int>(blockIdx.x) % tiles) * queries_per_block;
   const int head = static_cast<int>(blockIdx.x / tiles % a.num_heads);
   const int64_t sequence = blockIdx.x / tiles / a.num_heads;
   const int64_t start = a.offsets[sequence];
@@ -224,7 +225,7 @@ void launch(const AttentionArguments<uint16_t>& a, cudaStream_t stream) {
   check_attention(
       cudaFuncSetAttribute(forward_kernel<D>, cudaFuncAttributeMaxDynamicSharedMemorySize, forward_shared<D>),
       "attention forward");
-  const int64_t tiles = (a.max_length + queries_per_block - 1) / queries_per_block;
+  const int64_t tiles = forward_tiles(a.max_length, a.first_query);
   const unsigned blocks = attention_blocks(tiles * a.num_heads * a.sequences, "attention forward");
   forward_kernel<D><<<blocks, forward_threads, forward_shared<D>, stream>>>(a);
   check_attention(cudaGetLastError(), "attention forward");

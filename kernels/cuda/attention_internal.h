@@ -30,8 +30,16 @@ struct AttentionArguments {
   int64_t tokens, sequences, max_length;
   int64_t num_heads, num_kv_heads;
   AttentionPattern pattern;
-  float scale;  // 1 / sqrt(D)
+  float scale;              // 1 / sqrt(D)
+  int64_t first_query = 0;  // of each sequence: the forward leaves out tiles before it
 };
+
+// The forward works on tiles of this many queries.
+constexpr int64_t forward_tile = 128;
+// How many of a sequence, the longest one.
+SINKLORA_HOST_DEVICE inline int64_t forward_tiles(int64_t max_length, int64_t first_query) {
+  return (max_length + forward_tile - 1) / forward_tile - first_query / forward_tile;
+}
 
 // Query tiles and query chunks of a batch are counted without reading the offsets: those of sequence s begin
 // at offsets[s] / size + s, which leaves at most one unused slot a sequence.

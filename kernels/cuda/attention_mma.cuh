@@ -10,7 +10,7 @@
 
 namespace sinklora::cuda {
 
-inline constexpr int mma_threads = 256, mma_tile = 64, queries_of_block = 128;
+inline constexpr int mma_threads = 256, mma_tile = 64, queries_of_block = forward_tile;
 template <int D>
 inline constexpr uint32_t mma_tile_bytes = mma_tile* D * 2;
 
@@ -77,8 +77,8 @@ struct QueryBlock {
   int first, head, length, valid;
 
   __device__ QueryBlock(const AttentionArguments<uint16_t>& a, int64_t item) {
-    const int64_t tiles = (a.max_length + queries_of_block - 1) / queries_of_block;
-    first = static_cast<int>(tiles - 1 - item % tiles) * queries_of_block;
+    const int64_t tiles = forward_tiles(a.max_length, a.first_query);
+    first = static_cast<int>((a.max_length - 1) / queries_of_block - item % tiles) * queries_of_block;
     head = static_cast<int>(item / tiles % a.num_heads);
     sequence = item / tiles / a.num_heads;
     start = a.offsets[sequence];
@@ -87,7 +87,7 @@ struct QueryBlock {
   }
 };
 inline int64_t query_blocks(const AttentionArguments<uint16_t>& a) {
-  return (a.max_length + queries_of_block - 1) / queries_of_block * a.num_heads * a.sequences;
+  return forward_tiles(a.max_length, a.first_query) * a.num_heads * a.sequences;
 }
 
 // The tiles of 64 keys of such a block, in ascending order: first those of the sinks, then those of the run.

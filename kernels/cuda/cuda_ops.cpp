@@ -44,6 +44,7 @@ void Workspace::reserve(int64_t bytes) {
   used_ = 0;
   if (bytes <= capacity_) return;
   memory_.reset();  // waits for the ops that use it
+  ++growths_;
   capacity_ = 0;
   memory_.reset(allocate_device(bytes));
   // NaNs: what reads scratch that nobody wrote shows in the result.
@@ -204,6 +205,11 @@ void CudaOps::start_fetch(const Tensor& to, const void* host, int slot) {
   start_transfer(to.data, host, to.bytes(), cudaMemcpyHostToDevice, slot);
 }
 void CudaOps::finish_transfer(int slot) { SINKLORA_CUDA(cudaStreamWaitEvent(stream_, transferred_[slot])); }
+
+void CudaOps::repeat(uint64_t key, const std::function<void()>& ops) {
+  recording_.run(
+      key, [&] { return scratch_.growths() + weights_.growths(); }, ops, stream_);
+}
 
 void CudaOps::wait() {
   auto* const fault = static_cast<cuda::Fault*>(answer_.get());

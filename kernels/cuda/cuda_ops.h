@@ -7,6 +7,7 @@
 #include <string_view>
 
 #include "kernels/cuda/gemm.h"
+#include "kernels/cuda/recording.h"
 #include "kernels/ops.h"
 
 namespace sinklora {
@@ -33,6 +34,7 @@ class CudaOps final : public Ops {
   void start_offload(void* host, const Tensor& from, int slot) override;
   void start_fetch(const Tensor& to, const void* host, int slot) override;
   void finish_transfer(int slot) override;
+  void repeat(uint64_t key, const std::function<void()>& ops) override;
   int64_t scratch_bytes(const PassShape& shape) const override;
   void reserve_scratch(const PassShape& shape) override;
 
@@ -63,6 +65,9 @@ class CudaOps final : public Ops {
                         const Tensor& sines, int64_t head_dim) override;
   void append_to_cache(const KvCacheView& cache, const Tensor& k, const Tensor& v, const Tensor& new_mass,
                        int64_t first_position, const KvRetention& keep) override;
+  void decode_attention(const Tensor& out, const Tensor& lse, const Tensor& q, const Tensor& k,
+                        const Tensor& v, std::span<const KvStep> steps, const Tensor& counts,
+                        const Tensor& cosines, const Tensor& sines, int64_t head_dim) override;
   void swiglu_forward(const Tensor& out, const Tensor& gate_up) override;
   void swiglu_backward(const Tensor& d_gate_up, const Tensor& d_out, const Tensor& gate_up) override;
   void head_cross_entropy(const Tensor& nll, const Tensor& d_hidden, const Tensor& d_weight,
@@ -86,6 +91,13 @@ class CudaOps final : public Ops {
     int64_t ops, weight;
   };
   ScratchNeeds scratch_needs(const PassShape& shape) const;
+  // The two ways of cached_attention (cached_attention.cu). scores_alone: out and lse are there.
+  void attend_by_flash(const Tensor& out, const Tensor& lse, const Tensor& new_mass, const Tensor& q,
+                       const Tensor& k, const Tensor& v, const KvCacheView& cache, const Tensor& cosines,
+                       const Tensor& sines, int64_t head_dim);
+  void attend_by_runs(const Tensor& out, const Tensor& lse, const Tensor& new_mass, const Tensor& q,
+                      const Tensor& k, const Tensor& v, const KvCacheView& cache, const Tensor& cosines,
+                      const Tensor& sines, int64_t head_dim, bool scores_alone);
   // A copy in the transfer stream, after the ops so far.
   void start_transfer(void* to, const void* from, int64_t bytes, cudaMemcpyKind kind, int slot);
   // Waits for the stream; throws what a kernel reported.
@@ -95,6 +107,7 @@ class CudaOps final : public Ops {
   cudaStream_t stream_ = nullptr;
   std::unique_ptr<cuda::Gemm> gemm_;
   cuda::Workspace scratch_, weights_;
+  cuda::Recording recording_;
   cuda::DeviceMemory fault_;
   cuda::PinnedMemory staging_;  // two halves in turn: the host fills one while the other travels
   cuda::PinnedMemory answer_;   // a Fault and a double

@@ -8,13 +8,13 @@
 #include "kernels/cuda/kv_cache.h"
 
 #include "kernels/cuda/cuda_ops.h"
-#include "kernels/cuda/device.cuh"
+#include "kernels/cuda/kv_cache.cuh"
 
 namespace sinklora {
 namespace cuda {
 namespace {
 
-constexpr int kChoosers = 1024, kCopiers = 128;
+constexpr int kCopiers = 128;
 
 struct Choice {
   int32_t *positions, *ranks;  // [Hkv, capacity]; ranks may be null
@@ -31,30 +31,6 @@ struct Choice {
     return key < count ? positions[head * stride + key] : static_cast<int32_t>(first_position + key - count);
   }
 };
-
-struct Victim {
-  float mass;
-  int32_t position, key;  // key -1: none yet
-};
-__device__ __forceinline__ Victim worse(const Victim& a, const Victim& b) {
-  if (b.key < 0) return a;
-  if (a.key < 0) return b;
-  return a.mass < b.mass || (a.mass == b.mass && a.position > b.position) ? a : b;
-}
-
-__device__ Victim worst_of_block(Victim own) {
-  __shared__ Victim warps[kChoosers / kWarp];
-  for (int distance = kWarp / 2; distance > 0; distance /= 2)
-    own = worse(own, {__shfl_xor_sync(0xffffffffu, own.mass, distance),
-                      __shfl_xor_sync(0xffffffffu, own.position, distance),
-                      __shfl_xor_sync(0xffffffffu, own.key, distance)});
-  __syncthreads();  // the previous answer has been read
-  if (threadIdx.x % kWarp == 0) warps[threadIdx.x / kWarp] = own;
-  __syncthreads();
-  Victim worst = warps[0];
-  for (int w = 1; w < kChoosers / kWarp; ++w) worst = worse(worst, warps[w]);
-  return worst;
-}
 
 __device__ int32_t gone_before(const Choice& c, int64_t head, const int32_t* victims, int32_t position) {
   int32_t gone = 0;

@@ -12,6 +12,7 @@
 
 #include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/device.cuh"
+#include "kernels/cuda/gemv.h"
 
 namespace sinklora {
 namespace cuda {
@@ -146,15 +147,20 @@ void CudaOps::linear_forward(const Tensor& y, const Tensor& u, const Tensor& x, 
   cuda::expect(x, "linear x", activation_, tokens, in);
   cuda::expect(y, "linear y", activation_, tokens, out);
   const bool adapted = !linear.adapters.empty();
+  // Products that only read the matrix once have a kernel of their own.
+  const auto multiply = [&](const Tensor& to, const Tensor& matrix, bool add) {
+    if (cuda::gemv_takes(to, x, matrix)) return cuda::launch_gemv(to, x, matrix, add, stream_);
+    (*gemm_)(to, cuda::plain(x), cuda::transposed(matrix), 1, add);
+  };
   if (adapted) {
     const Tensor a = cuda::stacked_a(linear, activation_, in, out);
     cuda::expect(u, "linear u", activation_, tokens, a.rows());
     scratch_.reserve(cuda::packed_bytes(linear, a, out));
     const cuda::StackedB b = cuda::stacked_b(linear, a, out, scratch_, stream_);
-    (*gemm_)(u, cuda::plain(x), cuda::transposed(a));
+    multiply(u, a, false);
     (*gemm_)(y, cuda::plain(u), cuda::transposed(b.matrix), b.scale, accumulate);
   }
-  (*gemm_)(y, cuda::plain(x), cuda::transposed(converted(linear.weight)), 1, accumulate || adapted);
+  multiply(y, converted(linear.weight), accumulate || adapted);
 }
 
 void CudaOps::linear_backward(const Tensor& d_x, const LinearGradient& gradient, const Tensor& d_y,

@@ -30,10 +30,11 @@ class Workspace {
   void reserve(int64_t bytes);
   void* take(int64_t bytes);
   Tensor take(DType dtype, int64_t rows, int64_t columns);
+  int64_t growths() const { return growths_; }  // addresses are good for one of them
 
  private:
   DeviceMemory memory_;
-  int64_t capacity_ = 0, used_ = 0;
+  int64_t capacity_ = 0, used_ = 0, growths_ = 0;
 };
 
 // What a kernel found wrong with its input. Kernels cannot throw: they leave this note, and the next op that

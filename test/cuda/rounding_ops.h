@@ -92,6 +92,12 @@ class RoundingOps final : public Ops {
                        int64_t first_position, const KvRetention& keep) override {
     ops_->append_to_cache(cache, k, v, new_mass, first_position, keep);
   }
+  void decode_attention(const Tensor& out, const Tensor& lse, const Tensor& q, const Tensor& k,
+                        const Tensor& v, std::span<const KvStep> steps, const Tensor& counts,
+                        const Tensor& cosines, const Tensor& sines, int64_t head_dim) override {
+    ops_->decode_attention(out, lse, q, k, v, steps, counts, cosines, sines, head_dim);
+    round(out);
+  }
   void swiglu_forward(const Tensor& out, const Tensor& gate_up) override {
     ops_->swiglu_forward(out, gate_up);
     round(out);

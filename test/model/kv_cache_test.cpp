@@ -102,7 +102,7 @@ class Run {
     Array<double> out(q.rows, q.columns), lse(c.num_heads, q.rows);
     Array<int32_t> positions(q.rows, 1);
     for (int64_t i = 0; i < q.rows; ++i) positions(i, 0) = static_cast<int32_t>(cache_.next_position() + i);
-    const CacheStep step = cache_.step(1, 0, q.rows);
+    const KvStep step = cache_.step(1, 0, q.rows).kv;
     ops_->rope(q.view(), positions.flat(), cosines_.view(), sines_.view(), c.head_dim, false);
     if (!step.cache.ranks)
       ops_->rope(k.view(), positions.flat(), cosines_.view(), sines_.view(), c.head_dim, false);
@@ -138,7 +138,7 @@ class Run {
 
   void check_kept() {
     REQUIRE(cache_.length() == length_);
-    const KvCacheView view = cache_.step(1, 0, 1).cache;
+    const KvCacheView view = cache_.step(1, 0, 1).kv.cache;
     for (size_t g = 0; g < heads_.size(); ++g) {
       std::vector<int64_t> expected;
       for (const Remembered& token : heads_[g].tokens) expected.push_back(token.position);

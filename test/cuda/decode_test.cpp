@@ -1,0 +1,213 @@
+// Decoding on the GPU: attention and eviction for the next token of several sequences, products with few
+// rows, and recorded repetitions.
+#include "infer/cached_session.h"
+#include "kernels/backend.h"
+#include "test/cuda/gpu_test.h"
+#include "test/model/toy_model.h"
+
+using namespace sinklora;
+using namespace sinklora::test;
+
+namespace {
+
+struct Case {
+  std::vector<int64_t> counts;  // of each sequence's cache
+  int64_t capacity, heads, kv_heads, dim, padding;
+  int64_t sequences() const { return static_cast<int64_t>(counts.size()); }
+};
+// Query heads that share keys and those that do not, packed heads and others, whole and broken runs, empty
+// and full caches, more sequences than a launch takes.
+const Case kCases[] = {{{0}, 3, 4, 2, 64, 8},
+                       {{256, 5, 300}, 300, 6, 2, 64, 8},
+                       {{255, 256, 257}, 600, 4, 4, 128, 8},
+                       {{1000, 40}, 1000, 8, 2, 128, 8},
+                       {{700}, 701, 16, 2, 128, 8},
+                       {{5000}, 5000, 9, 3, 64, 8},
+                       {{70, 33}, 70, 4, 1, 80, 0},
+                       {{12}, 12, 2, 1, 256, 8},
+                       {std::vector<int64_t>(35, 20), 20, 2, 2, 64, 8}};
+enum Index {
+  kOut,
+  kLse,
+  kNewMass,
+  kMass,
+  kPositions,
+  kRanks,
+  kCachedK,
+  kCachedV,
+  kQ,
+  kK,
+  kV,
+  kCounts,
+  kCosines,
+  kSines
+};
+
+std::vector<Argument> arguments_of(const Case& c) {
+  const int64_t s = c.sequences(), width = c.heads * c.dim, kv_width = c.kv_heads * c.dim;
+  const int64_t slots = s * c.capacity, half = c.dim / 2, keys = c.capacity + 1, terms = keys + c.dim;
+  Values cosines, sines, counts, ranks(static_cast<size_t>(s * c.kv_heads * c.capacity)), mass = ranks;
+  for (int64_t p = 0; p < keys; ++p)
+    for (int64_t i = 0; i < half; ++i) {
+      const double angle = static_cast<double>(p) * std::pow(100.0, -static_cast<double>(i) / 8.0);
+      cosines.push_back(std::cos(angle)), sines.push_back(std::sin(angle));
+    }
+  for (int64_t n = 0; n < s; ++n) {
+    const int64_t count = c.counts[static_cast<size_t>(n)];
+    counts.push_back(static_cast<double>(count)), counts.push_back(static_cast<double>(3 * count + 1));
+    for (int64_t g = 0; g < c.kv_heads; ++g)
+      for (int64_t i = 0; i < count; ++i) {
+        const int64_t slot = (i * (count % 7 == 0 ? 1 : 7) + g) % count;
+        const auto at = static_cast<size_t>((n * c.kv_heads + g) * c.capacity + slot);
+        ranks[at] = static_cast<double>(i);
+        mass[at] =
+            1 + static_cast<double>((i * (count % 11 == 0 ? 1 : 11) + n) % count);  // far apart, no ties
+      }
+  }
+  const Values positions = [&] {
+    Values all = ranks;
+    for (double& x : all) x *= 3;
+    return all;
+  }();
+  const auto act = [&](const char* name, int64_t rows, int64_t columns, int64_t padding, bool output) {
+    return Argument{.name = name,
+                    .rows = rows,
+                    .columns = columns,
+                    .values = normal_values(rows * columns, name),
+                    .output = output,
+                    .padding = padding,
+                    .terms = terms};
+  };
+  Argument out = act("out", s, width, c.padding, true);
+  out.values.clear();
+  const auto stat = [&](const char* name, int64_t rows, int64_t columns, Values values, bool output) {
+    return Argument{.name = name,
+                    .kind = Kind::stat,
+                    .rows = rows,
+                    .columns = columns,
+                    .values = std::move(values),
+                    .output = output,
+                    .terms = c.heads / c.kv_heads + terms};
+  };
+  const auto whole = [&](const char* name, int64_t rows, int64_t columns, Values values, bool output) {
+    return Argument{.name = name,
+                    .kind = Kind::i32,
+                    .rows = rows,
+                    .columns = columns,
+                    .values = std::move(values),
+                    .output = output};
+  };
+  const int64_t rows = s * c.kv_heads;
+  return {out,
+          stat("lse", c.heads, s, {}, true),
+          stat("new mass", rows, 1, {}, true),
+          stat("mass", rows, c.capacity, mass, true),
+          whole("positions", rows, c.capacity, positions, true),
+          whole("ranks", rows, c.capacity, ranks, true),
+          act("cached k", slots, kv_width, 0, true),
+          act("cached v", slots, kv_width, 0, true),
+          act("q", s, width, c.padding, false),
+          act("k", s, kv_width, c.padding, false),
+          act("v", s, kv_width, c.padding, false),
+          whole("counts", s, 2, counts, false),
+          stat("cosines", keys, half, cosines, false),
+          stat("sines", keys, half, sines, false)};
+}
+
+void decode(Ops& ops, const Case& c, const std::vector<Tensor>& t, bool turned) {
+  std::vector<KvStep> steps;
+  for (int64_t n = 0; n < c.sequences(); ++n) {
+    const auto slots = [&](int index) {
+      return t[static_cast<size_t>(index)].row_slice(n * c.capacity, c.capacity);
+    };
+    const auto heads = [&](int index) {
+      return t[static_cast<size_t>(index)].row_slice(n * c.kv_heads, c.kv_heads);
+    };
+    const int64_t count = c.counts[static_cast<size_t>(n)], sinks = c.capacity / 10, recent = c.capacity / 3;
+    steps.push_back({{slots(kCachedK), slots(kCachedV), heads(kPositions), turned ? heads(kRanks) : Tensor{},
+                      heads(kMass), count},
+                     {sinks, c.capacity - sinks - recent, recent},
+                     heads(kNewMass),
+                     3 * count + 1,
+                     count});
+  }
+  ops.decode_attention(t[kOut], t[kLse], t[kQ], t[kK], t[kV], steps, t[kCounts], t[kCosines], t[kSines],
+                       c.dim);
+}
+
+}  // namespace
+
+TEST_CASE("decode_attention on the GPU: outputs, masses and what the caches keep against f64") {
+  for (const Case& c : kCases)
+    for (const bool turned : {false, true}) {
+      CAPTURE(c.counts.front());
+      CAPTURE(c.heads);
+      CAPTURE(c.dim);
+      CAPTURE(turned);
+      check_op(arguments_of(c), [&](Ops& ops, const std::vector<Tensor>& t) { decode(ops, c, t, turned); });
+    }
+}
+
+TEST_CASE("linear_forward on the GPU: a row's bits do not depend on the other rows of a decoding batch") {
+  constexpr int64_t kIn = 712, kOut = 333, kMost = 8;
+  for (Ops* const ops : {backends().f32.get(), backends().bf16.get()}) {
+    const auto outputs = [&](int64_t rows) {
+      const std::vector<Argument> arguments{
+          {.name = "y", .rows = rows, .columns = kOut, .values = {}, .output = true, .padding = 3},
+          {.name = "x", .rows = rows, .columns = kIn, .values = normal_values(rows * kIn, "x")},
+          {.name = "w", .rows = kOut, .columns = kIn, .values = normal_values(kOut * kIn, "w")}};
+      return evaluate(*ops, arguments, [](Ops& on, const std::vector<Tensor>& t) {
+        on.linear_forward(t[0], {}, t[1], {t[2], {}});
+      })[0];
+    };
+    const Values all = outputs(kMost);
+    for (int64_t rows = 1; rows < kMost; ++rows)
+      CHECK(outputs(rows) == Values(all.begin(), all.begin() + rows * kOut));
+  }
+}
+
+TEST_CASE("decoding on the GPU: recorded repetitions give the bits of steps that run one by one") {
+  constexpr int64_t kContext = 120;
+  const LlamaConfig config = toy_config();
+  const ModelOptions options = lora_plus(config, {"q", "k", "v", "o"});
+  for (const char* const precision : {"fp32", "bf16"})
+    for (const KvCachePolicy& policy : {KvCachePolicy{kContext, false, {}, KvPositions::original},
+                                        KvCachePolicy{20, true, {0, 10, 10}, KvPositions::original},
+                                        KvCachePolicy{20, true, {2, 0, 18}, KvPositions::index}}) {
+      CAPTURE(precision);
+      CAPTURE(policy.capacity);
+      ToyModel toy(make_ops("cuda", precision), config, options, kContext, Recompute::block(), kMlpTile,
+                   kContext);
+      KvCache first(toy.llama.ops(), config, policy, kContext),
+          second(toy.llama.ops(), config, policy, kContext);
+      const Batch text = toy_batch({kContext}, config.vocab_size, 3);
+      // Steps of two sequences, of which the second is behind; between them in turns, which no recording
+      // survives.
+      const auto run = [&](bool in_turns) {
+        std::vector<float> all;
+        first.clear(), second.clear();
+        for (int64_t i = 0; i + 1 < kContext; ++i) {
+          const auto id = [&](int64_t at) { return std::span(text.ids).subspan(static_cast<size_t>(at), 1); };
+          std::vector<Continuation> both{{id(i), &first}, {id(i + 1), &second}};
+          std::vector<float> logits;
+          if (!in_turns) {
+            logits = toy.llama.extend(both);
+          } else {
+            for (const Continuation& each : both) {
+              const std::vector<float> own = toy.llama.extend({&each, 1});
+              logits.insert(logits.end(), own.begin(), own.end());
+            }
+          }
+          all.insert(all.end(), logits.begin(), logits.end());
+        }
+        return all;
+      };
+      const std::vector<float> recorded = run(false), one_by_one = run(true);
+      CHECK(recorded == one_by_one);
+      KvCache copy(toy.llama.ops(), config, policy, kContext);
+      copy.copy_from(first);
+      const std::vector<int32_t> next{text.ids[5]};
+      const Continuation of_copy{next, &copy}, of_first{next, &first};
+      CHECK(toy.llama.extend({&of_copy, 1}) == toy.llama.extend({&of_first, 1}));
+    }
+}

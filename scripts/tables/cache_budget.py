@@ -15,6 +15,7 @@ are rewritten after every row. Python 3, nothing else.
 import argparse
 import dataclasses
 import json
+import math
 import os
 import pathlib
 import statistics
@@ -110,7 +111,7 @@ class Measurements:
         if args.dry_run:
             return
         entry = {"policy": row.policy, "budget": row.budget, "ppl": ppl["ppl"], "nll": ppl["nll"], "measured": ppl["windows"],
-                 "tokens": ppl["tokens"], "seconds": round(seconds, 1),
+                 "tokens": ppl["tokens"], "late_ppl": late_perplexity(ppl), "seconds": round(seconds, 1),
                  "passkey": {length: record["accuracy"] for length, record in found.items()},
                  "passkey_tokens": {length: statistics.mean(c["tokens"] for c in record["cells"]) for length, record in found.items()},
                  "passkey_seconds": round(time.time() - begun, 1), "commit": ppl["commit"], "settings": self.settings}
@@ -146,13 +147,20 @@ class Measurements:
         return all((entry["nll"], entry["passkey"]) == (full["nll"], full["passkey"]) for entry in others)
 
 
+def late_perplexity(record: dict) -> float:
+    """Of the second half of the windows, where every budget up to a half has begun to forget."""
+    late = [bucket for bucket in record["by_position"] if 2 * bucket["begin"] >= record["context"] and bucket["tokens"] > 0]
+    return math.exp(sum(b["nll"] * b["tokens"] for b in late) / sum(b["tokens"] for b in late))
+
+
 def caption(entry: dict) -> str:
     s = entry["settings"]
     several = ", ".join(f"{tokens:,.0f}" for tokens in entry["passkey_tokens"].values())
     return (
         f"{s['model']}, {s['precision']}. Perplexity of {entry['measured']} windows of {s['context']:,} tokens of held-out text "
         f"({entry['tokens']:,} scored), each through a cache of its own in chunks of {s['chunk']} tokens: tokens of a chunk see what the "
-        f"cache has kept and one another, then enter it. A budget is a part of those {s['context']:,} tokens, and of a passkey prompt's own. "
+        f"cache has kept and one another, then enter it. Second half: of each window, where all budgets up to a half have begun to forget. "
+        f"A budget is a part of those {s['context']:,} tokens, and of a passkey prompt's own. "
         f"h2o: half heavy hitters, half recent; streaming: {s['sinks']} first tokens and recent; recent: recent alone. "
         f"Positions: original. Passkey: {s['depths']} depths, {s['trials']} trials each, prompts of {several} tokens that go through the "
         f"model in chunks of {PASSKEY_CHUNK:,}: the first token of an answer is drawn with the last chunk wholly in sight, the "
@@ -163,12 +171,13 @@ def markdown(known: list[dict]) -> str:
     """Policy by policy, budgets from large to small."""
     full = next(entry for entry in known if entry["policy"] == "full")
     lengths = list(full["passkey"])
-    columns = ["cache", "budget", "perplexity", "against full", *[f"passkey {int(n):,}" for n in lengths], "seconds"]
+    columns = ["cache", "budget", "perplexity", "against full", "second half", "against full", *[f"passkey {int(n):,}" for n in lengths], "seconds"]
     lines = [caption(full), "", "| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
     order = {policy: i for i, policy in enumerate(("full", "h2o", "streaming", "recent"))}
     for entry in sorted(known, key=lambda e: (order[e["policy"]], -e["budget"])):
-        loss = 100 * (entry["ppl"] / full["ppl"] - 1)
-        cells = [entry["policy"], f"{entry['budget']:g} %", f"{entry['ppl']:.2f}", "" if entry is full else f"{loss:+.1f} %"]
+        cells = [entry["policy"], f"{entry['budget']:g} %"]
+        for key in ("ppl", "late_ppl"):
+            cells += [f"{entry[key]:.2f}", "" if entry is full else f"{100 * (entry[key] / full[key] - 1):+.2f} %"]
         cells += [f"{100 * entry['passkey'][n]:.0f} %" for n in lengths]
         lines.append("| " + " | ".join([*cells, f"{entry['seconds']:.1f}"]) + " |")
     return "\n".join(lines) + "\n"

@@ -88,8 +88,11 @@ class Measurements:
         self.settings = {"model": args.model.name, "context": args.context, "windows": None if args.data else args.windows,
                          "texts": args.most, "data": args.data and args.data.name, "chunk": args.chunk, "sinks": args.sinks,
                          "precision": args.precision, "depths": args.depths, "trials": args.trials, "lengths": args.passkey_lengths}
-        lines = self.records.read_text().splitlines() if self.records.exists() else []
-        self.known = [entry for entry in map(json.loads, lines) if entry["settings"] == self.settings]
+        text = self.records.read_text() if self.records.exists() else ""
+        whole = text[:text.rfind("\n") + 1]
+        if whole != text:  # a line cut off by a crash: its row is measured again
+            self.records.write_text(whole)
+        self.known = [entry for entry in map(json.loads, whole.splitlines()) if entry["settings"] == self.settings]
 
     def measure(self, row: Row, *words) -> tuple[dict, float]:
         """The program's own record, and the seconds it took."""

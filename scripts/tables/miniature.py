@@ -75,11 +75,11 @@ class Runner:
         if code != 0:
             sys.exit(f"{shlex.join(words)}\nended with {code}; its output is in {log}:\n" + log.read_text()[-800:])
 
-    def tokenize(self, name: str, tokenizer, texts: list[pathlib.Path], context: int) -> pathlib.Path:
+    def tokenize(self, name: str, tokenizer, texts: list[pathlib.Path], context: int, *options) -> pathlib.Path:
         shards = self.out / "data" / f"{name}-{context}"
         if not (shards / "data_params.json").exists():
             self.run("tokenize", "--tokenizer", tokenizer, "--input", *texts, "--format", "text", "--context", context, "--out",
-                     shards, log=self.out / "log" / "tokenize.txt")
+                     shards, *options, log=self.out / "log" / "tokenize.txt")
         return shards
 
     def device(self) -> list[str]:

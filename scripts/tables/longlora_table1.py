@@ -3,7 +3,7 @@
 
     python scripts/tables/longlora_table1.py --models MODELS --data DATA --out OUT [--dry-run]
 
-Cost: about 0 GPU-hours on H100 (tokens over the rates of table_cost.py).
+Cost: about 458 GPU-hours on H100 (tokens over the rates of table_cost.py).
 The paper trains every weight here. So do our rows of the same name, with --every-weight; without it those are left out, and rows with
 LoRA+ stand in their place. Its "train-free" row is the untuned model tested WITH S2-Attn (an author said so); with full attention a
 reader measured 9.45 at 8,192. The pattern that "short" and "S2-Attn" are tested with is not stated: here it is full attention.

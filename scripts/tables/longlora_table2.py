@@ -3,7 +3,7 @@
 
     python scripts/tables/longlora_table2.py --models MODELS --data DATA --out OUT [--dry-run]
 
-Cost: about 0 GPU-hours on H100 (tokens over the rates of table_cost.py).
+Cost: about 561 GPU-hours on H100 (tokens over the rates of table_cost.py).
 Uncertain: alpha of the ranks beyond 8 (here 16 for all, the constant of LongLoRA's code), and that every row is trained with S2-Attn,
 the full fine-tune too. The trainer has embeddings and norms trained together or not at all: the two rows with one of them are not run.
 """

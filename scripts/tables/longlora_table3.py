@@ -3,7 +3,7 @@
 
     python scripts/tables/longlora_table3.py --models MODELS --data DATA --out OUT [--dry-run]
 
-Cost: about 0 GPU-hours on H100 (tokens over the rates of table_cost.py); --published-only: about 0.
+Cost: about 335 GPU-hours on H100 (tokens over the rates of table_cost.py); --published-only: about 249.
 Table 14 has the same models on PG19: with the same --out it trains none again. Rows without LoRA+ train every weight (the authors, in
 answer to readers), not plain LoRA. Tested with full attention and the position interpolation of the training, at every length.
 """

@@ -3,7 +3,7 @@
 
     python scripts/tables/longlora_table7.py --models MODELS --data DATA --out OUT [--dry-run]
 
-Cost: about 0 GPU-hours on H100 (tokens over the rates of table_cost.py); --published-only: about 0.
+Cost: about 198 GPU-hours on H100 (tokens over the rates of table_cost.py); --published-only: about 144.
 Uncertain: what is trained. Full attention's 8.02 is table 1's, where it is every weight; here all rows have LoRA+. A group of a sixth
 of the context is rounded down to an even number of tokens, and the last group is short.
 """

@@ -3,7 +3,7 @@
 
     python scripts/tables/longlora_table8.py --models MODELS --data DATA --out OUT [--dry-run]
 
-Cost: about 0 GPU-hours on H100 (tokens over the rates of table_cost.py); --published-only: about 0.
+Cost: about 45 GPU-hours on H100 (tokens over the rates of table_cost.py); --published-only: about 28.
 S2-Attn is the paper's algorithm, which wraps around; variant 2 parts the group that wraps, which is how LongLoRA's code has had it since
 October 2023 and what the trainer calls s2. The other two it has not. What is trained is not stated: here it is LoRA+.
 """

@@ -276,25 +276,25 @@ class Paper:
         def work() -> dict:
             name = key.replace(" @ ", "@")
             result = self.out / "eval" / f"{name}.json"
-            command, wanted = self.command(column, run, context, protocol)
+            verb, options, wanted = self.command(column, run, context, protocol)
             if not self.args.dry_run:
                 result.parent.mkdir(parents=True, exist_ok=True)
-            self.commands.run(*command[:2], *model, *command[2:], *test.split(), *self.machine(), "--json", result,
+            self.commands.run(*verb.split(), *model, *options, *test.split(), *self.machine(), "--json", result,
                               log=self.out / "log" / f"{name}.txt")
             return {} if self.args.dry_run else {"value": json.loads(result.read_text())[wanted]}
         return self.do(key, table_cost.evaluation(run, column, test, protocol, self.args.stride), "evaluation", work).get("value")
 
-    def command(self, column: Column, run: Run, context: int, protocol: str) -> tuple[list, str]:
-        """Verb first, and the word in its JSON that is wanted."""
+    def command(self, column: Column, run: Run, context: int, protocol: str) -> tuple[str, list, str]:
+        """Verb, options, and the word in its JSON that is wanted."""
         if column.kind == "ppl":
             stride = [] if protocol == "blocks" else ["--stride", self.args.stride]
-            return ["eval", "ppl", "--data", self.data(run, column.data), "--context", context, "--protocol", protocol, *stride,
-                    "--gpus", self.args.gpus], "ppl"
+            return "eval ppl", ["--data", self.data(run, column.data), "--context", context, "--protocol", protocol, *stride,
+                                "--gpus", self.args.gpus], "ppl"
         if column.kind == "speed":
-            return ["generate", "--prompt-file", self.args.data / column.data, "--context", context, "--max-new-tokens", 512 // self.args.shrink
-                    ], "decode_tokens_per_s"
+            return "generate", ["--prompt-file", self.args.data / column.data, "--context", context,
+                                "--max-new-tokens", 512 // self.args.shrink], "decode_tokens_per_s"
         trials = ["--template", "llama2", "--trials", 50] if column.kind == "topics" else ["--trials", 10]
-        return ["eval", column.kind, "--max-tokens", context, "--interval", context, *trials], "accuracy"
+        return f"eval {column.kind}", ["--max-tokens", context, "--interval", context, *trials], "accuracy"
 
     def reason(self, row: Row) -> str:
         """Why a row is not run; empty if it is."""

@@ -3,7 +3,7 @@
 
     python scripts/tables/passkey_figures.py --models MODELS --data DATA --out OUT [--dry-run]
 
-Cost: about 0 GPU-hours on H100 (tokens over the rates of table_cost.py), training included, which table 3 of LongLoRA shares in the same
+Cost: about 92 GPU-hours on H100 (tokens over the rates of table_cost.py), training included, which table 3 of LongLoRA shares in the same
 --out. Prompts, keys and judgement are those of LongLoRA's passkey_retrivial.py, 10 trials a length. SinkLoRA words
 its documents otherwise, and its English is not known. The figures are curves; of their numbers the text has the limits alone.
 """

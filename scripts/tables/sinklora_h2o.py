@@ -3,11 +3,12 @@
 
     python scripts/tables/sinklora_h2o.py --models MODELS --data DATA --out OUT [--dry-run]
 
-Cost: about 0 GPU-hours on H100 (8,000 tokens/s through a cache is a guess).
+Cost: about 1 GPU-hours on H100 (tokens over the rates of table_cost.py; 8,000 tokens/s through a cache are a guess).
 The paper measures accuracy and hours on OpenBookQA; this program has no multiple-choice test. What can be done: perplexity of PG19
-validation (shards of 4,096: DATA/llama3/pg19/validation-4096) whose windows go through the cache, and tokens/s of writing 512 tokens behind DATA/long-prompt.txt (a text of some
-3,500 tokens, yours). A budget is a part of 4,096 tokens. "Local" keeps the most recent alone. Uncertain: whether the paper's model is
-the plain or the fine-tuned one (plain here), its sizes in tokens, and the cells beyond those named below the table.
+validation (shards of 4,096: DATA/llama3/pg19/validation-4096) whose windows go through the cache, and tokens/s of writing 512 tokens
+behind DATA/long-prompt.txt (a text of some 3,500 tokens, yours). A budget is a part of 4,096 tokens. "Local" keeps the most recent
+alone. Uncertain: whether the paper's model is the plain or the fine-tuned one (plain here), its sizes in tokens, and the cells beyond
+those named below the table.
 """
 from paper_table import Column, Row, Run, Table, main
 

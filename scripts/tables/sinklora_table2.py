@@ -3,7 +3,7 @@
 
     python scripts/tables/sinklora_table2.py --models MODELS --data DATA --out OUT [--dry-run]
 
-Cost: about 0 GPU-hours on H100 (tokens over the rates of table_cost.py); --published-only: about 0.
+Cost: about 105 GPU-hours on H100 (tokens over the rates of table_cost.py); --published-only: about 29.
 Uncertain: the text. Perplexities of 7.85 to 8.60 are those of PG19, not of proof-pile (LongLoRA has 2.7 there), so both are measured.
 The training: data and steps of the perplexity tables are not stated, here they are LongLoRA's (RedPajama, 1,000 steps of 64); the batch
 of 2 that the paper names is --global-batch 2. The base: it names the chat model of LLaMA-2; untuned, the plain one fits its numbers

@@ -3,7 +3,7 @@
 
     python scripts/tables/sinklora_table3.py --models MODELS --data DATA --out OUT [--dry-run]
 
-Cost: about 0 GPU-hours on H100 (tokens over the rates of table_cost.py); --published-only: about 0.
+Cost: about 119 GPU-hours on H100 (tokens over the rates of table_cost.py); --published-only: about 59.
 Uncertain: text, training and base, as in table 2; the text is not named, PG19's test split is measured.
 """
 import dataclasses

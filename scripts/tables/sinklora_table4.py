@@ -3,7 +3,7 @@
 
     python scripts/tables/sinklora_table4.py --models MODELS --data DATA --out OUT [--dry-run]
 
-Cost: about 0 GPU-hours on H100 (tokens over the rates of table_cost.py; 8,000 tokens a record are a guess); --published-only: about 0.
+Cost: about 23 GPU-hours on H100 (tokens over the rates of table_cost.py; 8,000 tokens a record are a guess); --published-only: about 12.
 Fine-tuned on DATA/longalpaca-plus.json (scripts/build_longalpaca_plus.py): 3 epochs, steps of 2 records. Uncertain: the context of that
 training (16,384 here), and whether the base was the plain model. `eval topics` asks in the manner of LongChat, in words and with topics
 of its own, and gives the answer's first words: its accuracies are not LongChat's. 50 questions a length (the paper's are all 0.02 apart).

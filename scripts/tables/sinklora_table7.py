@@ -3,7 +3,7 @@
 
     python scripts/tables/sinklora_table7.py --models MODELS --data DATA --out OUT [--dry-run]
 
-Cost: about 0 GPU-hours on H100 (tokens over the rates of table_cost.py).
+Cost: about 54 GPU-hours on H100 (tokens over the rates of table_cost.py).
 The paper claims 92 % of full attention's improvement for SF-Attn and 39 % for S2-Attn, and gives neither the formula nor the ends. With
 (untuned - P) / (untuned - full) its own 8.64 and 9.09 make both if untuned is 9.42 and full 8.57; a reader measured 9.45 untuned. Those
 two "published" values are worked out, not published. Uncertain: context, training and base, as in table 2. Segmentation and reassembly

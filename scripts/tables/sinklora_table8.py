@@ -3,7 +3,7 @@
 
     python scripts/tables/sinklora_table8.py --models MODELS --data DATA --out OUT [--dry-run]
 
-Cost: about 0 GPU-hours on H100 (tokens over the rates of table_cost.py); --published-only: about 0.
+Cost: about 28 GPU-hours on H100 (tokens over the rates of table_cost.py); --published-only: about 17.
 "Shift up" and "shift back" alone would leave the output in another order than the input. The paper does not define them far enough to be
 repeated, and the trainer, which masks instead of moving tokens, has no such state: those two rows are not run. What is left are rows of
 table 7; with the same --out nothing is trained again.

@@ -3,7 +3,7 @@
 
     python scripts/tables/sinklora_table9.py --models MODELS --data DATA --out OUT [--dry-run]
 
-Cost: about 0 GPU-hours on H100 (tokens over the rates of table_cost.py).
+Cost: about 42 GPU-hours on H100 (tokens over the rates of table_cost.py).
 The paper's cells could not be read anywhere; its text says: SF-Attn lowest of all, S2-Attn slightly better than full attention, stride
 and random slightly worse than sparse fixed. Uncertain: whether a row is trained once at 8,192 (so here) or at every length, and with
 what. Sparse Transformer's fixed and strided patterns and random attention are not in the trainer; fixed windows, which it has, are

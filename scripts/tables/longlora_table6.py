@@ -3,7 +3,7 @@
 
     python scripts/tables/longlora_table6.py --models MODELS --data DATA --out OUT [--dry-run]
 
-Cost: about 376 GPU-hours on H100 (tokens over the rates of table_cost.py); --published-only: about 170.
+Cost: about 370 GPU-hours on H100 (tokens over the rates of table_cost.py); --published-only: about 170.
 The trainer has S2-Attn across heads, pattern 1 alone (fixed windows) and pattern 2 alone (every head shifted). Patterns that alternate
 over layers, dilated, block-sparse and stride-sparse ones it has not. Without wrap-around, pattern 2 has half a group at either end.
 """

@@ -152,7 +152,7 @@ def with_ours(rows: list[Row], group: str, run: Run) -> list[Row]:
 
 def slug(text: str) -> str:
     words = text.replace("--attention ", "").replace("--", "").split()
-    return "-".join(words).replace("/", "-") or "plain"
+    return "-".join(words).replace("/", "-")
 
 
 class Paper:
@@ -261,10 +261,10 @@ class Paper:
     def measure(self, row: Row, column: Column) -> float | None:
         run = self.settings(row, column)
         context = column.context // self.args.shrink
-        test = self.words(f"{row.test} {run.options if column.test == 'same' else column.test}".strip())
+        test = self.words(f"{row.test} {run.options if column.test == 'same' else column.test}").replace("--attention full", "").strip()
         protocol = column.protocol or self.args.protocol
         how = f"{protocol}{self.args.stride if protocol != 'blocks' else ''}" if column.kind == "ppl" else column.kind
-        key = f"{self.key(run)} @ {slug(column.data)}-{context}-{how}-{slug(test)}"
+        key = f"{self.key(run)} @ {slug(column.data)}-{context}-{how}-{slug(test) or 'full'}"
         if key in self.known:
             return self.known[key]["value"]
         checkpoint = None if run.untuned() else self.train(run)
@@ -349,7 +349,7 @@ class Paper:
         return text
 
 
-def share(table: Table, row: Row, found: dict, zero: str) -> str:
+def share(table: Table, row: Row, found: dict, zero: str, narrowest: float = 0) -> str:
     """Where a row is from its group's row `zero` to full attention, at the longest context that they all have; "" if it cannot be said."""
     rows = {r.role: r for r in table.rows if r.group == row.group and r.role and any((r.name, c.label) in found for c in table.columns)}
     if not {zero, "full"} <= set(rows) or row.role == "untuned":
@@ -358,10 +358,8 @@ def share(table: Table, row: Row, found: dict, zero: str) -> str:
     if not at:
         return ""
     low, ppl, full = (found[r.name, at[-1]] for r in (rows[zero], row, rows["full"]))
-    # Of two decimals, a gap this narrow leaves nothing that could be divided by.
-    if abs(low - full) < 0.05:
-        return f"(gap {low - full:.2f})"
-    return f"{100 * gap_closed(low, ppl, full):.0f} %"
+    closed = gap_closed(low, ppl, full) if abs(low - full) >= narrowest else None
+    return f"(gap {low - full:.2f})" if closed is None else f"{100 * closed:.0f} %"
 
 
 def published_cells(table: Table) -> dict:
@@ -381,7 +379,8 @@ def markdown(table: Table, found: dict, reasons: dict) -> str:
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for row in table.rows:
         cells = [both(number(published.get((row.name, c.label))), number(found.get((row.name, c.label)))) for c in table.columns]
-        cells += [both(share(table, row, published, zero), share(table, row, found, zero)) for zero in ("s2", "untuned")]
+        # Published values have two decimals: a gap of a few of the last is rounding, and nothing to divide by.
+        cells += [both(share(table, row, published, zero, 0.05), share(table, row, found, zero)) for zero in ("s2", "untuned")]
         lines.append("| " + " | ".join([row.name, *cells]) + " |")
     lines += ["", *[f"* {note}" for note in table.notes], *[f"* Not run, {name}: {why}." for name, why in reasons.items() if why]]
     lines += [f"* {line}" for line in (table.after(found) if table.after else [])]

@@ -62,9 +62,10 @@ def read_records(path: pathlib.Path) -> list[dict]:
 
 def append_record(path: pathlib.Path, entry: dict) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    whole = not path.exists() or not path.stat().st_size or path.read_bytes().endswith(b"\n")
-    with open(path, "a") as to:
-        to.write(("" if whole else "\n") + json.dumps(entry) + "\n")
+    with open(path, "ab+") as to:
+        to.seek(0)
+        to.truncate(to.read().rfind(b"\n") + 1)  # what a crash has cut off
+        to.write(json.dumps(entry).encode() + b"\n")
 
 
 def training_summary(out: pathlib.Path) -> dict:

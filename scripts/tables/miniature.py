@@ -17,14 +17,13 @@ import concurrent.futures
 import dataclasses
 import json
 import pathlib
-import shlex
-import statistics
 import subprocess
 import sys
 import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 from miniature_report import markdown  # noqa: E402
+from paper_table import Commands, append_record, read_records, training_summary  # noqa: E402
 
 MODEL_A = {  # 41.7M parameters with tied embeddings
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 512, "intermediate_size": 1376,
@@ -59,21 +58,10 @@ def rows(table: str) -> list[Row]:
     return main + again + others if table == "A" else main + others[:4] + again + others[4:]
 
 
-class Runner:
+class Runner(Commands):
     def __init__(self, args):
         self.args, self.out = args, args.out
-        self.end = time.time() + 60 * args.minutes
-
-    def run(self, *command, log: pathlib.Path) -> None:
-        words = [str(self.args.program), *[str(word) for word in command]]
-        if self.args.dry_run:
-            print(shlex.join(words))
-            return
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with open(log, "a") as to:
-            code = subprocess.run(words, stdout=to, stderr=subprocess.STDOUT, timeout=max(1.0, self.end - time.time())).returncode
-        if code != 0:
-            sys.exit(f"{shlex.join(words)}\nended with {code}; its output is in {log}:\n" + log.read_text()[-800:])
+        super().__init__(args.program, args.dry_run, time.time() + 60 * args.minutes)
 
     def tokenize(self, name: str, tokenizer, texts: list[pathlib.Path], context: int, *options) -> pathlib.Path:
         shards = self.out / "data" / f"{name}-{context}"
@@ -108,22 +96,17 @@ class Runner:
                  "--resume", "auto", log=self.out / "log" / f"{out.name}.txt")
         if self.args.dry_run:
             return {"step_ms": 0, "mem_gib": 0, "checkpoint": out / "step"}
-        steps = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-        late = steps[len(steps) // 2:]
-        return {"step_ms": statistics.median(s["step_ms"] for s in late), "mem_gib": max(s["mem_gib"] for s in steps),
-                "train_loss": statistics.mean(s["loss"] for s in late), "tokens": steps[-1]["tokens"],
-                "checkpoint": sorted(out.glob("step-*"))[-1]}
+        return {**training_summary(out), "checkpoint": sorted(out.glob("step-*"))[-1]}
 
     def table(self, todo: list[Row], model, untuned: dict[str, str], data, settings: dict[str, list], lengths: dict) -> None:
         records = self.out / "rows.jsonl"
-        known = [json.loads(line) for line in records.read_text().splitlines()] if records.exists() else []
+        known = read_records(records)
 
         def record(entry: dict) -> None:
             known.append(entry)
             if self.args.dry_run:
                 return
-            with open(records, "a") as to:
-                to.write(json.dumps(entry) + "\n")
+            append_record(records, entry)
             (self.out / "table.md").write_text(markdown(known, list(lengths)))
 
         for name, scaling in untuned.items():

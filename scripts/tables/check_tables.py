@@ -1,0 +1,248 @@
+#!/usr/bin/env python3
+"""Checks the scripts of the papers' tables without a model, a text or a GPU; some seconds.
+
+    python scripts/tables/check_tables.py --program build/sinklora
+
+Of each script, with folders that hold nothing: the commands of --dry-run have a verb and options that the program's --help knows, words
+it allows and everything it requires; a dry run leaves every file as it was; the cost in the script's header is what the dry run adds up;
+published numbers stand in cells that the table has. With a stand-in for the program: a second run calls it for nothing, a run whose last
+record is lost calls it once, a program that fails leaves no record. The published numbers of SinkLoRA's table 7 make its 92 % and 39 %.
+miniature.py's commands are checked as well. Prints every breach; exit code 1 if there is one.
+"""
+import argparse
+import importlib
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+
+HERE = pathlib.Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
+import paper_table  # noqa: E402
+
+MODELS = ("Llama-2-7b-hf", "Llama-2-13b-hf", "Meta-Llama-3-8B")
+DATA = ("redpajama.bin", "longalpaca-plus.json", "long-prompt.txt", "pg19/validation.bin", "pg19/test.bin", "proof-pile/test_sampled_data.bin",
+        "llama3/pg19/validation-4096/0.h5", "llama3/pg19/test/0.h5", "llama3/pg19/validation/0.h5", "llama3/proof-pile/test_sampled_data/0.h5",
+        "llama3/redpajama-8192/0.h5", "llama3/redpajama-16384/0.h5", "books/train/a.txt", "books/heldout/b.txt")
+STAND_IN = """#!/bin/sh
+echo "$*" >>"$(dirname "$0")/calls"
+verb=$1
+while [ $# -gt 0 ]; do
+  case $1 in --out) out=$2 ;; --json) json=$2 ;; esac
+  shift
+done
+if [ "$verb" = train ]; then
+  mkdir -p "$out"
+  echo '{"step_ms": 1, "mem_gib": 1, "loss": 1, "tokens": 1}' >"$out/metrics.jsonl"
+  echo step-00001000 >"$out/latest"
+fi
+[ -z "$json" ] || echo '{"ppl": 8.5, "accuracy": 0.5, "decode_tokens_per_s": 30}' >"$json"
+"""
+breaches: list[str] = []
+
+
+def say(breach: str) -> None:
+    breaches.append(breach)
+    print(breach, flush=True)
+
+
+class Options:
+    """What a verb's --help says: {name: allowed words}, and the names that must be given."""
+
+    def __init__(self, program: pathlib.Path, verb: str):
+        text = subprocess.run([program, *verb.split(), "--help"], capture_output=True, text=True, check=True).stdout
+        self.words: dict[str, set] = {}
+        self.required, self.flags = set(), set()
+        for line in text.split("Examples:")[0].splitlines():
+            found = re.match(r" +((?:-\w,)?--[a-z0-9-]+(?:,--[a-z0-9-]+)*)(\{false\})?( .*)?$", line)
+            if not found:
+                continue
+            rest = found[3] or ""
+            names = [name for name in found[1].split(",") if name.startswith("--")]
+            allowed = re.match(r" [A-Z|]+:\{([^}]*)\}", rest)
+            for name in names:
+                self.words[name] = set(allowed[1].split(",")) if allowed else set()
+                if found[2] or not re.match(r" \S", rest) or rest.startswith(" Excludes"):
+                    self.flags.add(name)
+            if re.match(r" \S+( \.\.\.)? REQUIRED", rest):
+                self.required.add(names[0])
+
+
+class Program:
+    def __init__(self, path: pathlib.Path):
+        self.path, self.verbs = path, {}
+
+    def check(self, script: str, line: str) -> None:
+        words = shlex.split(line)[1:]
+        verb = " ".join(words[:2] if words[0] == "eval" else words[:1])
+        if verb not in self.verbs:
+            try:
+                self.verbs[verb] = Options(self.path, verb)
+            except subprocess.CalledProcessError:
+                return say(f"{script}: the program has no verb '{verb}'")
+        options, given, last = self.verbs[verb], set(), ""
+        for word in words[len(verb.split()):]:
+            if word.startswith("--"):
+                last = word
+                given.add(word)
+                if word not in options.words:
+                    say(f"{script}: `{verb}` has no option {word}")
+            elif not last or last in options.flags:
+                say(f"{script}: '{word}' belongs to no option in: {line}")
+            elif options.words.get(last) and word not in options.words[last]:
+                say(f"{script}: `{verb} {last}` does not take '{word}'")
+        for name in sorted(options.required - given):
+            say(f"{script}: `{verb}` without {name}: {line}")
+
+
+def files(folder: pathlib.Path) -> dict:
+    return {path: (path.stat().st_size, path.stat().st_mtime_ns) for path in folder.rglob("*")}
+
+
+class Scripts:
+    def __init__(self, program: Program, folder: pathlib.Path):
+        self.program, self.folder = program, folder
+        for name in MODELS:
+            (folder / "models" / name).mkdir(parents=True)
+        for name in DATA:
+            path = folder / "data" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("")
+        (folder / "bin").mkdir()
+        self.stand_in = folder / "bin" / "program"
+        self.stand_in.write_text(STAND_IN)
+        self.stand_in.chmod(0o755)
+        self.calls = folder / "bin" / "calls"
+
+    def run(self, script: str, program, out: str, *more) -> subprocess.CompletedProcess:
+        words = [sys.executable, HERE / f"{script}.py", "--models", self.folder / "models", "--data", self.folder / "data", "--out",
+                 self.folder / out, "--program", program, *more]
+        return subprocess.run(words, capture_output=True, text=True, env={"PYTHONDONTWRITEBYTECODE": "1"})
+
+    def dry(self, script: str, *more) -> tuple[list[str], str]:
+        """Commands, and the line of the cost."""
+        before = files(self.folder)
+        ended = self.run(script, self.program.path, "out-dry", "--dry-run", *more)
+        if ended.returncode or not ended.stdout:
+            say(f"{script}: --dry-run ended with {ended.returncode}: {ended.stderr[-500:]}")
+            return [], ""
+        if files(self.folder) != before:
+            say(f"{script}: --dry-run has changed files: {sorted(map(str, set(files(self.folder)) ^ set(before)))}")
+        *commands, cost = ended.stdout.splitlines()
+        for line in commands:
+            self.program.check(script, line)
+        return commands, cost
+
+    def called(self) -> int:
+        calls = len(self.calls.read_text().splitlines()) if self.calls.exists() else 0
+        self.calls.unlink(missing_ok=True)
+        return calls
+
+    def check_dry(self, script: str, header: str) -> None:
+        if not self.dry(script)[0]:
+            say(f"{script}: no commands")
+        self.dry(script, "--every-weight", "--s2", "s2-wrap", "--protocol", "distributed")
+        for wanted, more in (r"Cost: about ([\d,]+) GPU-hours", []), (r"--published-only: about ([\d,]+)", ["--published-only"]):
+            said = re.search(wanted, header)
+            if not said and not more:
+                say(f"{script}: no cost in its header")
+            counted = re.search(r"about ([\d,]+) GPU-hours", self.dry(script, *more)[1]) if said else None
+            if counted and said[1] != counted[1]:
+                say(f"{script}: {said[1]} GPU-hours by its header, {counted[1]} by its dry run {' '.join(more)}")
+
+    def check_restart(self, script: str) -> None:
+        first = self.run(script, self.stand_in, "out")
+        if first.returncode:
+            return say(f"{script}: ended with {first.returncode}: {first.stdout[-300:]}{first.stderr[-500:]}")
+        if "published / ours" not in first.stdout:
+            say(f"{script}: prints no table")
+        self.called()
+        again = self.run(script, self.stand_in, "out")
+        if again.returncode or self.called():
+            say(f"{script}: a second run repeats what is done")
+        if again.stdout.splitlines() != first.stdout.splitlines()[-len(again.stdout.splitlines()):]:
+            say(f"{script}: a second run prints another table")
+        left = self.run(script, self.stand_in, "out", "--dry-run").stdout.splitlines()
+        if len(left) != 1:
+            say(f"{script}: a dry run of a finished table prints {len(left) - 1} commands")
+
+    def check_lost_record(self, script: str) -> None:
+        """As after a crash in the middle of writing a line."""
+        records = self.folder / "out" / "records.jsonl"
+        whole = records.read_text()
+        records.write_text(whole[:-10])
+        for wanted in 1, 0:
+            ended = self.run(script, self.stand_in, "out")
+            calls = self.called()
+            if ended.returncode or calls != wanted:
+                say(f"{script}: one record lost, and {calls} commands run instead of {wanted}: {ended.stderr[-300:]}")
+
+    def check_failure(self, script: str) -> None:
+        ended = self.run(script, "false", "out-failed")
+        if ended.returncode == 0 or (self.folder / "out-failed" / "records.jsonl").exists():
+            say(f"{script}: a program that fails does not stop it")
+
+    def check_miniature(self) -> None:
+        data = self.folder / "data"
+        for table in "A", "B":
+            words = [sys.executable, HERE / "miniature.py", table, "--books", data / "books", "--maths", data / "books", "--model", data,
+                     "--tokenizer", data / "long-prompt.txt", "--out", self.folder / "miniature", "--jobs", "1", "--dry-run",
+                     "--program", self.program.path]
+            ended = subprocess.run(words, capture_output=True, text=True, env={"PYTHONDONTWRITEBYTECODE": "1"})
+            if ended.returncode:
+                say(f"miniature: {ended.stderr[-500:]}")
+            commands = [line for line in ended.stdout.splitlines() if line.startswith(str(self.program.path))]
+            if not commands:
+                say("miniature: no commands")
+            for line in commands:
+                self.program.check("miniature", line)
+
+
+def check_published(script: str) -> paper_table.Table:
+    table = importlib.import_module(script).TABLE
+    names = [row.name for row in table.rows]
+    if table.name != script or len(set(names)) != len(names):
+        say(f"{script}: another name, or two rows of one name")
+    for row in table.rows:
+        wrong = set(row.published) - {column.label for column in table.cells(row)}
+        if wrong:
+            say(f"{script}: {row.name} has published numbers outside its cells: {sorted(wrong)}")
+        if row.ours and row.published:
+            say(f"{script}: {row.name} is ours and published")
+    return table
+
+
+def check_ratios() -> None:
+    table = importlib.import_module("sinklora_table7").TABLE
+    rows, published = {row.name: row for row in table.rows}, paper_table.published_cells(table)
+    for name, zero, wanted in [("SF-Attn, 4 sinks", "untuned", "92 %"), ("S2-Attn", "untuned", "39 %"), ("SF-Attn, 4 sinks", "s2", "87 %"),
+                               ("full attention", "s2", "100 %"), ("S2-Attn", "s2", "0 %")]:
+        if (got := paper_table.share(table, rows[name], published, zero)) != wanted:
+            say(f"sinklora_table7: {name} from {zero}: {got}, wanted {wanted}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--program", type=pathlib.Path, required=True)
+    args = parser.parse_args()
+    sys.dont_write_bytecode = True
+    found = sorted(path.stem for pattern in ("longlora_*.py", "sinklora_*.py", "passkey_*.py") for path in HERE.glob(pattern))
+    with tempfile.TemporaryDirectory() as folder:
+        scripts = Scripts(Program(args.program.resolve()), pathlib.Path(folder))
+        for script in found:
+            check_published(script)
+            scripts.check_dry(script, importlib.import_module(script).__doc__)
+            scripts.check_restart(script)
+        scripts.check_lost_record(found[-1])
+        scripts.check_failure(found[0])
+        scripts.check_miniature()
+    check_ratios()
+    if breaches:
+        sys.exit(f"check_tables: {len(breaches)} breaches")
+    print(f"check_tables: {len(found)} scripts, no breach")
+
+
+if __name__ == "__main__":
+    main()

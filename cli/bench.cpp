@@ -3,11 +3,13 @@
 #include <algorithm>
 #include <memory>
 
+#include "cli/cache_options.h"
 #include "cli/option_checks.h"
 #include "cli/output.h"
 #include "cli/verbs.h"
 #include "model/shapes.h"
 #include "train/bench.h"
+#include "train/bench_decode.h"
 #include "train/bench_ops.h"
 
 namespace sinklora {
@@ -164,14 +166,52 @@ void add_gemm(CLI::App& bench) {
   });
 }
 
+void add_decode(CLI::App& bench) {
+  auto* verb = bench.add_subcommand("decode", "generating text after a long prompt, with any cache");
+  const auto options = std::make_shared<DecodeBench>();
+  const auto json = std::make_shared<std::string>();
+  add_choice(*verb, "--shape", options->shape, "", shape_names());
+  add_count(*verb, "--prompt", options->prompt, "tokens that are read before", 1, int64_t{1} << 24);
+  add_count(*verb, "--chunk", options->chunk, "tokens of the prompt in one pass", 1, int64_t{1} << 20);
+  add_count(*verb, "--batch", options->batch, "sequences side by side; 0: as many as memory holds", 0, 4096);
+  add_cache_options(*verb, options->cache);
+  add_machine(*verb, options->device, options->precision);
+  add_count(*verb, "--warmup", options->warmup, "tokens of each sequence before timing", 0, 1000);
+  add_count(*verb, "--steps", options->steps, "timed tokens of each sequence; the median is reported", 1,
+            1000000);
+  verb->add_flag("--profile", options->profile, "say what one more step's time goes to");
+  add_json(*verb, *json);
+  verb->footer(
+      "GB/s: weights, and keys and values that are remembered, read once a step.\n\nExamples:\n"
+      "  sinklora bench decode --shape llama2-7b --prompt 32768\n"
+      "  sinklora bench decode --shape llama2-7b --prompt 32768 --cache h2o --cache-budget 0.2 --batch 0\n"
+      "  sinklora bench decode --shape smollm2-135m --prompt 256 --chunk 128 --device cpu --precision fp32");
+  verb->callback([options, json] {
+    const Json result = bench_decode(*options);
+    if (write_result(*json, result)) return;
+    fmt::print(
+        "{}, {} cache of {} tokens, {} sequences: {:.3f} ms a step, {:.1f} tokens/s, {:.0f} GB/s, {:.1f} "
+        "GiB\n"
+        "prompt of {} tokens: {:.0f} ms, {:.0f} tokens/s\n",
+        options->shape, options->cache.kind, result.at("budget").get<int64_t>(),
+        result.at("batch").get<int64_t>(), result.at("step_ms").get<double>(),
+        result.at("tokens_per_s").get<double>(), result.at("gb_per_s").get<double>(),
+        result.at("peak_mem_gib").get<double>(), options->prompt, result.at("prefill_ms").get<double>(),
+        result.at("prefill_tokens_per_s").get<double>());
+    if (options->profile) print_profile(result);
+  });
+}
+
 }  // namespace
 
 void add_bench(CLI::App& app) {
-  auto* bench = app.add_subcommand("bench", "how fast it is: bench step, bench attention, bench gemm");
+  auto* bench =
+      app.add_subcommand("bench", "how fast it is: bench step, bench attention, bench gemm, bench decode");
   bench->require_subcommand(1);
   add_step(*bench);
   add_attention(*bench);
   add_gemm(*bench);
+  add_decode(*bench);
 }
 
 }  // namespace sinklora

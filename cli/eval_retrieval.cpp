@@ -79,7 +79,6 @@ void run(RetrievalCommand& c) {
         "--context {}: the longest prompt and its answer have {} tokens; give that or a smaller --max-tokens",
         c.inference.context, longest);
   const KvCachePolicy policy = make_cache_policy(c.cache, c.inference.context);
-  c.inference.chunk = kPromptChunk;
   const LoadedModel loaded = load_for_inference(c.inference);
   CachedSession session(*loaded.llama, policy);
   const auto cells = measure_retrieval(session, task, c.retrieval, c.json != "-");
@@ -121,7 +120,10 @@ CLI::App* add_retrieval(CLI::App& eval, const std::string& name, const std::stri
   }
   group->add_option("--plot", c.plot, "write a heat map of length and depth as SVG to FILE")
       ->type_name("FILE");
-  add_cache_options(*verb, c.cache);
+  auto* cache = add_cache_options(*verb, c.cache);
+  c.inference.chunk = kPromptChunk;
+  add_count(*cache, "--cache-chunk", c.inference.chunk,
+            "tokens of a prompt in one pass; they see one another whatever the budget", 1, int64_t{1} << 20);
   verb->add_option("--json", c.json, "write the result as JSON to FILE, - for standard output")
       ->type_name("FILE");
   verb->callback([command] { run(*command); });

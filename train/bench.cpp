@@ -18,18 +18,7 @@
 namespace sinklora {
 namespace {
 
-constexpr double kGiB = 1024.0 * 1024.0 * 1024.0;
 constexpr double kH100DenseBf16 = 989.4e12;  // operations a second, by NVIDIA's datasheet
-
-void randomize(Ops& ops, Weights& weights) {
-  const NormalNumbers matrices(ops, 0, 0.02), gains(ops, 1, 0);
-  weights.fill(ops, [&](const Parameter& parameter) {
-    const bool norm = parameter.name.find("norm.weight") != std::string::npos;
-    const Tensor &value = parameter.weight.value, &master = parameter.weight.master;
-    (norm ? gains : matrices).fill(value);
-    if (master && master.data != value.data) (norm ? gains : matrices).fill(master);
-  });
-}
 
 Batch random_batch(const StepBench& bench, int64_t vocab, int rank) {
   const RandomStream random(2 + static_cast<uint64_t>(rank), "bench");
@@ -75,22 +64,6 @@ double run_step(Llama& llama, Communicator& ranks, GradientSum& sum, const Batch
       {.learning_rate = 1e-6, .step = number, .gradient_scale = std::min(1.0, 1.0 / (norm + 1e-6))});
   llama.ops().synchronize();
   return 1e3 * std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-}
-
-Json profile_json(const std::vector<OpTime>& rows, double step_ms) {
-  double sum = 0;
-  for (const OpTime& row : rows) sum += row.milliseconds;
-  Json list = Json::array();
-  for (const OpTime& row : rows) {
-    const double seconds = row.milliseconds * 1e-3;
-    list.push_back({{"op", row.name},
-                    {"calls", row.calls},
-                    {"ms", row.milliseconds},
-                    {"share", row.milliseconds / sum},
-                    {"tflops", row.operations > 0 ? Json(row.operations / seconds * 1e-12) : Json(nullptr)},
-                    {"gb_per_s", row.bytes > 0 ? Json(row.bytes / seconds * 1e-9) : Json(nullptr)}});
-  }
-  return {{"step_ms", step_ms}, {"sum_ms", sum}, {"ops", list}};
 }
 
 ModelOptions model_options(const StepBench& bench, const LlamaConfig& config, int ranks) {

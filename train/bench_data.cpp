@@ -28,4 +28,30 @@ void NormalNumbers::fill(const Tensor& to) const {
   }
 }
 
+void randomize(Ops& ops, Weights& weights) {
+  const NormalNumbers matrices(ops, 0, 0.02), gains(ops, 1, 0);
+  weights.fill(ops, [&](const Parameter& parameter) {
+    const bool norm = parameter.name.find("norm.weight") != std::string::npos;
+    const Tensor &value = parameter.weight.value, &master = parameter.weight.master;
+    (norm ? gains : matrices).fill(value);
+    if (master && master.data != value.data) (norm ? gains : matrices).fill(master);
+  });
+}
+
+Json profile_json(const std::vector<OpTime>& rows, double step_ms) {
+  double sum = 0;
+  for (const OpTime& row : rows) sum += row.milliseconds;
+  Json list = Json::array();
+  for (const OpTime& row : rows) {
+    const double seconds = row.milliseconds * 1e-3;
+    list.push_back({{"op", row.name},
+                    {"calls", row.calls},
+                    {"ms", row.milliseconds},
+                    {"share", row.milliseconds / sum},
+                    {"tflops", row.operations > 0 ? Json(row.operations / seconds * 1e-12) : Json(nullptr)},
+                    {"gb_per_s", row.bytes > 0 ? Json(row.bytes / seconds * 1e-9) : Json(nullptr)}});
+  }
+  return {{"step_ms", step_ms}, {"sum_ms", sum}, {"ops", list}};
+}
+
 }  // namespace sinklora

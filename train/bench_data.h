@@ -1,10 +1,17 @@
-// Random normal numbers for benches, in memory of a backend: products of zeros draw less power and run
-// faster than real ones do.
+// What benches of whole models share: weights of random normal numbers, since products of zeros draw less
+// power and run faster than real ones do; and the record of a profile.
 #pragma once
 
+#include <vector>
+
+#include "base/json.h"
 #include "kernels/arena.h"
+#include "kernels/timed_ops.h"
+#include "model/weights.h"
 
 namespace sinklora {
+
+constexpr double kGiB = 1024.0 * 1024.0 * 1024.0;
 
 class NormalNumbers {
  public:
@@ -17,5 +24,11 @@ class NormalNumbers {
   Arena arena_{"random numbers"};
   Tensor pool_;
 };
+
+// Gains of 1, and normal numbers as a fresh model has them for the rest.
+void randomize(Ops& ops, Weights& weights);
+
+// {"step_ms","sum_ms","ops":[{"op","calls","ms","share","tflops","gb_per_s"}]}
+Json profile_json(const std::vector<OpTime>& rows, double step_ms);
 
 }  // namespace sinklora

@@ -7,7 +7,7 @@
 // (attention_mass.cu). What these do not take, f32 above all, goes through runs of keys
 // (cached_attention.cuh): a kernel for runs, one that puts them together, and where mass is wanted, scores
 // are written down and a third kernel adds exp(score - lse) up, queries and heads in order. Queries go
-// through the three some at a time, so that scratch memory is bounded. Launch: (Hq or fewer, splits, queries)
+// through the three some at a time, so that scratch memory is bounded. Launch: (Hq or fewer, runs, queries)
 // x 128; (Hq, queries) x 128; (keys / 128, Hkv) x 128.
 #include "kernels/cuda/cached_attention.cuh"
 
@@ -51,7 +51,7 @@ __global__ void __launch_bounds__(kSplitThreads) split_kernel(Heads<T> a, Chunk<
 template <class T>
 __global__ void __launch_bounds__(kSplitThreads) combine_kernel(Heads<T> a, Chunk<T> c) {
   const int64_t head = blockIdx.x, query = blockIdx.y, token = c.first + query;
-  const float lse = combine_runs(a, a.run(query, head, 0), splits_of(c.count + token + 1),
+  const float lse = combine_runs(a, a.run(query, head, 0), runs_of(c.count + token + 1, a.kv_heads),
                                  a.out.data + token * a.out.stride + head * a.head_dim);
   if (threadIdx.x == 0) a.lse.data[head * a.lse.stride + token] = lse;
 }
@@ -73,13 +73,13 @@ __global__ void __launch_bounds__(kSplitThreads) mass_kernel(Heads<T> a, Chunk<T
 template <class T>
 void launch(const Heads<T>& a, const Chunk<T>& c, int64_t queries, bool packed, cudaStream_t stream) {
   const unsigned heads = blocks_for(a.heads, "heads"), some = blocks_for(queries, "queries");
-  const unsigned splits = blocks_for(splits_of(c.keys()), "splits");
+  const unsigned runs = blocks_for(most_runs(c.keys(), a.kv_heads), "runs of keys");
   with_layout<T>(
       packed, a.head_dim, a.group(), [&]<class L, int SHARED>(L, std::integral_constant<int, SHARED>) {
         const int64_t passes = (a.group() + SHARED - 1) / SHARED;
         split_kernel<T, L, SHARED>
-            <<<dim3(blocks_for(a.kv_heads * passes, "KV heads"), splits, some), kSplitThreads, 0, stream>>>(
-                a, c);
+            <<<dim3(blocks_for(a.kv_heads * passes, "KV heads"), runs, some), kSplitThreads, 0, stream>>>(a,
+                                                                                                          c);
       });
   check_launch("split_kernel");
   if (a.partial) {
@@ -207,9 +207,9 @@ void CudaOps::attend_by_runs(const Tensor& out, const Tensor& lse, const Tensor&
                              bool scores_alone) {
   const int64_t tokens = q.rows(), heads = q.row_size() / head_dim, kv_heads = k.row_size() / head_dim;
   // Laid out for a full cache, so that decoding allocates nothing.
-  const int64_t most_keys = cache.k.rows() + tokens, splits = cuda::splits_of(most_keys);
+  const int64_t most_keys = cache.k.rows() + tokens, runs = cuda::most_runs(most_keys, kv_heads);
   const int64_t score_bytes = cache.mass ? heads * most_keys * 4 : 0;
-  const int64_t partial_bytes = scores_alone ? 0 : heads * splits * (head_dim + 2) * 4;
+  const int64_t partial_bytes = scores_alone ? 0 : heads * runs * (head_dim + 2) * 4;
   const int64_t fit = cuda::kScratch / std::max<int64_t>(1, score_bytes + partial_bytes);
   const int64_t each = std::max<int64_t>(1, std::min({fit, tokens, cuda::kMostQueries}));
   const int64_t pieces[] = {cuda::Workspace::aligned(each * score_bytes),
@@ -232,7 +232,7 @@ void CudaOps::attend_by_runs(const Tensor& out, const Tensor& lse, const Tensor&
                            .kv_heads = kv_heads,
                            .head_dim = static_cast<int>(head_dim),
                            .scale = cuda::scale_of(head_dim),
-                           .splits = splits,
+                           .runs = runs,
                            .score_stride = most_keys,
                            .scores = scores,
                            .partial = partial};

@@ -1,11 +1,12 @@
 // Attention of one query to the keys of a cache and to new ones, as the kernels for chunks
 // (cached_attention.cu) and for single tokens (decode_attention.cu) share it.
 //
-// The keys of a query are split into runs of kSplit. A block takes a run for up to kMostShared query heads of
-// a KV head, so that these read its keys and values once; some lanes share a key, each with elements of both
-// halves of the head (so that RoPE stays inside a lane), and go through several keys at a time: first all
-// loads, then all scores, then one step of an online softmax (Milakov & Gimelshein, arXiv 1805.02867). The
-// runs are put together by whoever reads the partial results, in order.
+// The keys of a query are split into runs, as many as make whole waves of blocks on an H100. A block takes a
+// run for up to kMostShared query heads of a KV head, so that these read its keys and values once; some lanes
+// share a key, each with elements of both halves of the head (so that RoPE stays inside a lane), and go
+// through two keys at a time while the next two are on their way: scores, then one step of an online softmax
+// (Milakov & Gimelshein, arXiv 1805.02867). The runs are put together by whoever reads the partial results,
+// in order.
 #pragma once
 
 #include <cmath>
@@ -16,8 +17,8 @@
 
 namespace sinklora::cuda {
 
-constexpr int kSplit = 256;         // keys of a block
-constexpr int kSplitThreads = 128;  // of a block that goes through them
+constexpr int kSplitThreads = 128;  // of a block that goes through a run
+constexpr int kKeysAtOnce = 2;      // of a lane group
 constexpr int kMostDim = 256;
 constexpr int kMostShared = 4;  // query heads of a block
 
@@ -26,7 +27,29 @@ Rows<T> rows_of(const Tensor& t) {
   return {t.as<T>(), t.row_stride};
 }
 
-SINKLORA_HOST_DEVICE inline int64_t splits_of(int64_t keys) { return (keys + kSplit - 1) / kSplit; }
+// Runs of at most 512 keys. They follow from the number of keys and KV heads alone, so that a cache that has
+// evicted nothing gives the bits of one that never does.
+constexpr int64_t kMostOfRun = 512, kWave = 768;  // kWave: blocks that an H100 runs at once, or a few more
+SINKLORA_HOST_DEVICE inline int64_t most_runs(int64_t keys, int64_t kv_heads) {
+  const int64_t wave = kWave / kv_heads > 1 ? kWave / kv_heads : 1;
+  return (keys + kMostOfRun * wave - 1) / (kMostOfRun * wave) * wave;  // never less for more keys
+}
+SINKLORA_HOST_DEVICE inline int64_t run_length(int64_t keys, int64_t kv_heads) {
+  constexpr int64_t kStep = 32;  // what no block goes below
+  const int64_t runs = most_runs(keys, kv_heads), length = (keys + runs - 1) / runs;
+  return (length + kStep - 1) / kStep * kStep;
+}
+SINKLORA_HOST_DEVICE inline int64_t runs_of(int64_t keys, int64_t kv_heads) {
+  const int64_t length = run_length(keys, kv_heads);
+  return (keys + length - 1) / length;
+}
+
+// Blocks of a multiprocessor that the registers are counted for.
+template <class L, int SHARED>
+inline constexpr int kBlocksAtOnce = L::kPack < 4  ? 1
+                                     : SHARED == 1 ? 6
+                                     : SHARED == 2 ? 4
+                                                   : 3;
 
 // What all queries of a launch have in common.
 template <class T>
@@ -38,14 +61,14 @@ struct Heads {
   int64_t heads, kv_heads;
   int head_dim;
   float scale;
-  int64_t splits;        // runs that there is room for
+  int64_t runs;          // that there is room for
   int64_t score_stride;  // keys that there is room for
   float* scores;         // [queries, Hq, score_stride], or null
-  float* partial;        // [queries, Hq, splits, D + 2]: out, maximum, sum; null: scores alone are wanted
+  float* partial;        // [queries, Hq, runs, D + 2]: out, maximum, sum; null: scores alone are wanted
 
   __host__ __device__ int64_t group() const { return heads / kv_heads; }
-  __device__ float* run(int64_t query, int64_t head, int64_t split) const {
-    return partial + ((query * heads + head) * splits + split) * (head_dim + 2);
+  __device__ float* run(int64_t query, int64_t head, int64_t index) const {
+    return partial + ((query * heads + head) * runs + index) * (head_dim + 2);
   }
   __device__ float* scores_of(int64_t query, int64_t head) const {
     return scores + (query * heads + head) * score_stride;
@@ -56,8 +79,8 @@ struct Heads {
 template <class T>
 struct SeenKeys {
   Rows<const T> cached_k, cached_v;
-  const int32_t* ranks;  // of this KV head's slots; null: keys come after RoPE
-  int64_t count, keys, first_new;
+  const int32_t* ranks;            // of this KV head's slots; null: keys come after RoPE
+  int64_t count, keys, first_new;  // count and keys fit into an int
 };
 
 // How a head lies in lanes: LANES of them share a key, and pack p of lane s holds elements
@@ -203,18 +226,50 @@ __device__ void store_run(float* to, const Online<L>& own, int head_dim, int gro
   if (threadIdx.x == 0) to[head_dim] = all, to[head_dim + 1] = total;
 }
 
-// Run `split` of the keys of query `query` of the launch, row `token` of q, for SHARED query heads from
+// Keys and values of one step of a block: key u of a lane group is base + u * groups + group, or the last of
+// the run where there is none.
+template <class T, class L>
+struct Step {
+  RawHalves<T, L> k[kKeysAtOnce], v[kKeysAtOnce];
+
+  __device__ __forceinline__ void load(const Heads<T>& a, const SeenKeys<T>& seen, int64_t column, int base,
+                                       int end, int group, int lane) {
+    const int half = a.head_dim / 2;
+#pragma unroll
+    for (int u = 0; u < kKeysAtOnce; ++u) {
+      const int j = min(base + u * L::kGroups + group, end - 1);
+      const bool old = j < seen.count;
+      const int64_t row = old ? j : j - seen.count + seen.first_new;
+      k[u] = load_halves<T, L>(old ? seen.cached_k.data + row * seen.cached_k.stride + column
+                                   : a.k.data + row * a.k.stride + column,
+                               half, lane);
+      if (a.partial)
+        v[u] = load_halves<T, L>(old ? seen.cached_v.data + row * seen.cached_v.stride + column
+                                     : a.v.data + row * a.v.stride + column,
+                                 half, lane);
+    }
+  }
+};
+
+// Run `run` of the keys of query `query` of the launch, row `token` of q, for SHARED query heads from
 // `first_head` on, those beyond the KV head's group left out.
 template <class T, class L, int SHARED>
 __device__ void attend_run(const Heads<T>& a, const SeenKeys<T>& seen, int64_t token, int64_t query,
-                           int64_t kv_head, int64_t first_head, int64_t split) {
-  constexpr int kKeys = SHARED > 2 ? 2 : 4;  // of a lane group at a time
+                           int64_t kv_head, int64_t first_head, int64_t run) {
   const int lane = static_cast<int>(threadIdx.x) % L::kLanes,
             group = static_cast<int>(threadIdx.x) / L::kLanes;
   const int half = a.head_dim / 2;
   const int64_t column = kv_head * a.head_dim, last_head = (kv_head + 1) * a.group() - 1;
-  const int64_t begin = split * kSplit, end = min(begin + kSplit, seen.keys);
+  const int length = static_cast<int>(run_length(seen.keys, a.kv_heads));
+  const int begin = static_cast<int>(run) * length, end = min(begin + length, static_cast<int>(seen.keys));
   if (begin >= end) return;
+  constexpr int kStep = L::kGroups * kKeysAtOnce;
+  Step<T, L> next;
+  // Old keys do not wait for the new one.
+  const bool early = begin + kStep <= seen.count;
+  if (early) next.load(a, seen, column, begin, end, group, lane);
+  wait_for_earlier();
+  if (!early) next.load(a, seen, column, begin, end, group, lane);
   Halves<L> q[SHARED];
   Online<L> own[SHARED];
 #pragma unroll
@@ -223,27 +278,17 @@ __device__ void attend_run(const Heads<T>& a, const SeenKeys<T>& seen, int64_t t
         a.q.data + token * a.q.stride + min(first_head + g, last_head) * a.head_dim, half, lane));
   // Every lane of a warp goes round as often, because the sums over lanes are steps of the whole warp. Keys
   // behind the end are the last one again, with a score of -inf.
-  for (int64_t base = begin; base < end; base += L::kGroups * kKeys) {
-    RawHalves<T, L> raw_k[kKeys], raw_v[kKeys];
+  for (int base = begin; base < end; base += kStep) {
+    const Step<T, L> now = next;
+    if (base + kStep < end) next.load(a, seen, column, base + kStep, end, group, lane);
+    float scores[SHARED][kKeysAtOnce];
 #pragma unroll
-    for (int u = 0; u < kKeys; ++u) {
-      const int64_t j = min(base + u * L::kGroups + group, end - 1), fresh = j - seen.count + seen.first_new;
-      const bool old = j < seen.count;
-      raw_k[u] = load_halves<T, L>(
-          (old ? seen.cached_k.data + j * seen.cached_k.stride : a.k.data + fresh * a.k.stride) + column,
-          half, lane);
-      if (a.partial)
-        raw_v[u] = load_halves<T, L>(
-            (old ? seen.cached_v.data + j * seen.cached_v.stride : a.v.data + fresh * a.v.stride) + column,
-            half, lane);
-    }
-    float scores[SHARED][kKeys];
-#pragma unroll
-    for (int u = 0; u < kKeys; ++u) {
-      const int64_t j = base + u * L::kGroups + group;
-      Halves<L> k = as_floats<T, L>(raw_k[u]);
+    for (int u = 0; u < kKeysAtOnce; ++u) {
+      const int j = base + u * L::kGroups + group;
+      Halves<L> k = as_floats<T, L>(now.k[u]);
       if (seen.ranks) {
-        const int64_t at = min(j, end - 1), angle = at < seen.count ? seen.ranks[at] : at;
+        const int at = min(j, end - 1);
+        const int64_t angle = at < seen.count ? seen.ranks[at] : at;
         turn<L>(k, a.cosines + angle * half, a.sines + angle * half, half, lane);
       }
 #pragma unroll
@@ -255,9 +300,9 @@ __device__ void attend_run(const Heads<T>& a, const SeenKeys<T>& seen, int64_t t
       }
     }
     if (!a.partial) continue;
-    Halves<L> values[kKeys];
+    Halves<L> values[kKeysAtOnce];
 #pragma unroll
-    for (int u = 0; u < kKeys; ++u) values[u] = as_floats<T, L>(raw_v[u]);
+    for (int u = 0; u < kKeysAtOnce; ++u) values[u] = as_floats<T, L>(now.v[u]);
 #pragma unroll
     for (int g = 0; g < SHARED; ++g) own[g].add(scores[g], values);
   }
@@ -265,23 +310,23 @@ __device__ void attend_run(const Heads<T>& a, const SeenKeys<T>& seen, int64_t t
 #pragma unroll
   for (int g = 0; g < SHARED; ++g)
     if (first_head + g <= last_head)
-      store_run<L>(a.run(query, first_head + g, split), own[g], a.head_dim, group, lane);
+      store_run<L>(a.run(query, first_head + g, run), own[g], a.head_dim, group, lane);
 }
 
 // Puts the runs of one query and head together: out [D] and the log-sum-exp, which every thread gets. Called
 // by a whole block of any size. The order of sums is the same whatever the size: slice i of kSlices adds runs
 // i, i + kSlices, ...; then slices are added in order.
 template <class T>
-__device__ float combine_runs(const Heads<T>& a, const float* runs, int64_t splits, T* out) {
+__device__ float combine_runs(const Heads<T>& a, const float* runs, int64_t count, T* out) {
   constexpr int kSlices = 8;
   __shared__ float parts[kSlices][kMostDim];
   const int64_t size = a.head_dim + 2;
   const int lane = static_cast<int>(threadIdx.x) % kWarp, threads = static_cast<int>(blockDim.x);
   float most = -INFINITY, sum = 0;
-  for (int64_t s = lane; s < splits; s += kWarp) most = fmaxf(most, runs[s * size + a.head_dim]);
+  for (int64_t s = lane; s < count; s += kWarp) most = fmaxf(most, runs[s * size + a.head_dim]);
   for (int distance = kWarp / 2; distance > 0; distance /= 2)
     most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, distance));
-  for (int64_t s = lane; s < splits; s += kWarp)
+  for (int64_t s = lane; s < count; s += kWarp)
     sum += runs[s * size + a.head_dim + 1] * weight_of(runs[s * size + a.head_dim], most);
   sum = warp_sum(sum);
   __syncthreads();  // the parts before have been read
@@ -289,7 +334,7 @@ __device__ float combine_runs(const Heads<T>& a, const float* runs, int64_t spli
     const int slice = i / a.head_dim, d = i % a.head_dim;
     float value = 0;
 #pragma unroll 4
-    for (int64_t s = slice; s < splits; s += kSlices)
+    for (int64_t s = slice; s < count; s += kSlices)
       value += runs[s * size + d] * weight_of(runs[s * size + a.head_dim], most);
     parts[slice][d] = value;
   }

@@ -38,8 +38,9 @@ struct Decode {
 };
 
 template <class T, class L, int SHARED>
-__global__ void __launch_bounds__(kSplitThreads)
+__global__ void __launch_bounds__(kSplitThreads, kBlocksAtOnce<L, SHARED>)
     decode_kernel(Heads<T> a, __grid_constant__ const Decode<T> d) {
+  let_next_begin();
   const int64_t passes = gridDim.x / a.kv_heads, kv_head = blockIdx.x / passes, sequence = blockIdx.z;
   const OwnCache<T>& cache = d.caches[sequence];
   const int64_t count = d.count(sequence), row = d.first + sequence;
@@ -99,11 +100,13 @@ __device__ int64_t choose_slot(const Heads<T>& a, const OwnCache<T>& cache, int6
 
 template <class T>
 __global__ void __launch_bounds__(kChoosers) settle_kernel(Heads<T> a, __grid_constant__ const Decode<T> d) {
+  let_next_begin();
+  wait_for_earlier();
   const int64_t kv_head = blockIdx.x, sequence = blockIdx.y, row = d.first + sequence;
   const OwnCache<T>& cache = d.caches[sequence];
   const int64_t count = d.count(sequence);
   for (int64_t head = kv_head * a.group(); head < (kv_head + 1) * a.group(); ++head) {
-    const float lse = combine_runs(a, a.run(sequence, head, 0), splits_of(count + 1),
+    const float lse = combine_runs(a, a.run(sequence, head, 0), runs_of(count + 1, a.kv_heads),
                                    a.out.data + row * a.out.stride + head * a.head_dim);
     if (threadIdx.x == 0) a.lse.data[head * a.lse.stride + row] = lse;
   }
@@ -170,7 +173,7 @@ void CudaOps::decode_attention(const Tensor& out, const Tensor& lse, const Tenso
   }
   const int64_t heads = q.row_size() / head_dim, kv_heads = k.row_size() / head_dim;
   const int64_t at_once = std::min<int64_t>(sequences, cuda::kMostCaches);
-  const int64_t splits = cuda::splits_of(most + 1), room = cuda::splits_of(capacity + 1);
+  const int64_t runs = cuda::most_runs(most + 1, kv_heads), room = cuda::most_runs(capacity + 1, kv_heads);
   const int64_t score_bytes = cuda::Workspace::aligned(mass ? at_once * heads * (capacity + 1) * 4 : 0);
   const int64_t partial_bytes = cuda::Workspace::aligned(at_once * heads * room * (head_dim + 2) * 4);
   scratch_.reserve(score_bytes + partial_bytes);
@@ -188,7 +191,7 @@ void CudaOps::decode_attention(const Tensor& out, const Tensor& lse, const Tenso
                            .kv_heads = kv_heads,
                            .head_dim = static_cast<int>(head_dim),
                            .scale = cuda::scale_of(head_dim),
-                           .splits = room,
+                           .runs = room,
                            .score_stride = capacity + 1,
                            .scores = scores,
                            .partial = partial};
@@ -198,17 +201,17 @@ void CudaOps::decode_attention(const Tensor& out, const Tensor& lse, const Tenso
       for (int64_t s = 0; s < some; ++s)
         d.caches[s] = cuda::own_cache<T>(steps[static_cast<size_t>(d.first + s)]);
       const unsigned blocks = cuda::blocks_for(some, "sequences");
-      cuda::with_layout<T>(
-          packed, head_dim, a.group(), [&]<class L, int SHARED>(L, std::integral_constant<int, SHARED>) {
-            const int64_t passes = (a.group() + SHARED - 1) / SHARED;
-            const dim3 grid(cuda::blocks_for(kv_heads * passes, "KV heads"), cuda::blocks_for(splits, "runs"),
-                            blocks);
-            cuda::decode_kernel<T, L, SHARED><<<grid, cuda::kSplitThreads, 0, stream_>>>(a, d);
-          });
-      cuda::check_launch("decode_kernel");
-      cuda::settle_kernel<T>
-          <<<dim3(cuda::blocks_for(kv_heads, "KV heads"), blocks), cuda::kChoosers, 0, stream_>>>(a, d);
-      cuda::check_launch("settle_kernel");
+      cuda::with_layout<T>(packed, head_dim, a.group(),
+                           [&]<class L, int SHARED>(L, std::integral_constant<int, SHARED>) {
+                             const int64_t passes = (a.group() + SHARED - 1) / SHARED;
+                             const dim3 grid(cuda::blocks_for(kv_heads * passes, "KV heads"),
+                                             cuda::blocks_for(runs, "runs"), blocks);
+                             cuda::launch_beside("decode_kernel", cuda::decode_kernel<T, L, SHARED>, grid,
+                                                 cuda::kSplitThreads, stream_, a, d);
+                           });
+      cuda::launch_beside("settle_kernel", cuda::settle_kernel<T>,
+                          dim3(cuda::blocks_for(kv_heads, "KV heads"), blocks), cuda::kChoosers, stream_, a,
+                          d);
     }
   });
 }

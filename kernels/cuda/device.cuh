@@ -94,6 +94,20 @@ __device__ __forceinline__ float block_sum(float x, float* partial) {
   return warp_sum(lane < warps ? partial[lane] : 0.0f);
 }
 
+// Kernels of a few microseconds, one after the other (launch_beside): each may begin before the one in front
+// of it has ended, and waits for that one, and so for all before it, when it needs what they wrote or writes
+// what they read. Before sm_90, and for kernels launched otherwise, both do nothing.
+__device__ __forceinline__ void let_next_begin() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+__device__ __forceinline__ void wait_for_earlier() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 // The first fault stays.
 __device__ inline void report(Fault* fault, Fault::Kind kind, int64_t token, int32_t value, int64_t limit) {
   if (atomicCAS(&fault->kind, static_cast<int32_t>(Fault::none), static_cast<int32_t>(kind)) != Fault::none)
@@ -138,6 +152,26 @@ void with_pack(bool packed, Work&& work) {
 
 inline unsigned blocks_for(int64_t count, const char* what) {
   return static_cast<unsigned>(narrow<int32_t>(count, what));
+}
+
+// Launches a kernel that calls wait_for_earlier(): it may begin while the one before it ends.
+template <class... Parameters, class... Arguments>
+void launch_beside(const char* name, void (*kernel)(Parameters...), dim3 grid, unsigned threads,
+                   cudaStream_t stream, Arguments&&... arguments) {
+  static const int capability = [] {
+    int device = 0, major = 0;
+    check(cudaGetDevice(&device), "cudaGetDevice");
+    check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device),
+          "cudaDeviceGetAttribute");
+    return major;
+  }();
+  cudaLaunchAttribute beside{};
+  beside.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  beside.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid, config.blockDim = dim3(threads), config.stream = stream;
+  config.attrs = &beside, config.numAttrs = capability >= 9 ? 1 : 0;
+  check(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...), name);
 }
 
 // Threads of a block that walks over `packs` in whole strides, as even as possible, at most `most` at once.

@@ -17,7 +17,7 @@ struct Product {
   const T *x, *weight;
   int64_t y_stride, x_stride, weight_stride;
   int64_t rows, out, packs;  // packs of a row of W
-  bool accumulate;
+  bool accumulate, settled;
 };
 
 // A pack that nobody reads again: past the first-level cache, which is x's.
@@ -32,9 +32,15 @@ __device__ __forceinline__ Pack<T, N> load_once(const T* from) {
   return pack;
 }
 
+template <class T, int N>
+struct Ahead {
+  Pack<T, N> packs[kAhead][kOutputs];
+};
+
 template <class T, int ROWS>
 __global__ void __launch_bounds__(kThreads) gemv_kernel(Product<T> p) {
   constexpr int N = kPackBytes / static_cast<int>(sizeof(T));
+  let_next_begin();
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int64_t warp = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) / kWarp;
   const int64_t first = warp * kOutputs;
@@ -55,21 +61,24 @@ __global__ void __launch_bounds__(kThreads) gemv_kernel(Product<T> p) {
           sums[r][o] = fmaf(to_float(x.values[i]), to_float(w[o].values[i]), sums[r][o]);
     }
   };
-  int64_t pack = lane;
-  for (; pack + (kAhead - 1) * kWarp < p.packs; pack += kAhead * kWarp) {
-    Pack<T, N> w[kAhead][kOutputs];
+  // The next packs are on their way while these are multiplied.
+  Ahead<T, N> next;
+  const auto load_ahead = [&](int64_t pack) {
 #pragma unroll
     for (int a = 0; a < kAhead; ++a)
 #pragma unroll
-      for (int o = 0; o < kOutputs; ++o) w[a][o] = load_once<N>(weights[o] + (pack + a * kWarp) * N);
+      for (int o = 0; o < kOutputs; ++o)
+        if (pack + a * kWarp < p.packs) next.packs[a][o] = load_once<N>(weights[o] + (pack + a * kWarp) * N);
+  };
+  if (p.settled) load_ahead(lane);
+  wait_for_earlier();
+  if (!p.settled) load_ahead(lane);
+  for (int64_t pack = lane; pack < p.packs; pack += kAhead * kWarp) {
+    const Ahead<T, N> now = next;
+    load_ahead(pack + kAhead * kWarp);
 #pragma unroll
-    for (int a = 0; a < kAhead; ++a) add(w[a], (pack + a * kWarp) * N);
-  }
-  for (; pack < p.packs; pack += kWarp) {
-    Pack<T, N> w[kOutputs];
-#pragma unroll
-    for (int o = 0; o < kOutputs; ++o) w[o] = load_once<N>(weights[o] + pack * N);
-    add(w, pack * N);
+    for (int a = 0; a < kAhead; ++a)
+      if (pack + a * kWarp < p.packs) add(now.packs[a], (pack + a * kWarp) * N);
   }
 #pragma unroll
   for (int r = 0; r < ROWS; ++r)
@@ -89,26 +98,22 @@ bool gemv_takes(const Tensor& y, const Tensor& x, const Tensor& weight) {
          packable(weight);
 }
 
-void launch_gemv(const Tensor& y, const Tensor& x, const Tensor& weight, bool accumulate,
+void launch_gemv(const Tensor& y, const Tensor& x, const Tensor& weight, bool accumulate, bool settled,
                  cudaStream_t stream) {
   with_type(x.dtype, [&]<class T>(T) {
     const int64_t rows = x.rows(), out = weight.rows();
     const Product<T> p{y.as<T>(),    x.as<T>(),    weight.as<T>(),
                        y.row_stride, x.row_stride, weight.row_stride,
                        rows,         out,          weight.row_size() * size_of(x.dtype) / kPackBytes,
-                       accumulate};
+                       accumulate,   settled};
     constexpr int kOutputsOfBlock = kThreads / kWarp * kOutputs;
     const unsigned blocks = blocks_for((out + kOutputsOfBlock - 1) / kOutputsOfBlock, "outputs");
-    if (rows == 1)
-      gemv_kernel<T, 1><<<blocks, kThreads, 0, stream>>>(p);
-    else if (rows == 2)
-      gemv_kernel<T, 2><<<blocks, kThreads, 0, stream>>>(p);
-    else if (rows <= 4)
-      gemv_kernel<T, 4><<<blocks, kThreads, 0, stream>>>(p);
-    else
-      gemv_kernel<T, 8><<<blocks, kThreads, 0, stream>>>(p);
+    const auto kernel = rows == 1   ? gemv_kernel<T, 1>
+                        : rows == 2 ? gemv_kernel<T, 2>
+                        : rows <= 4 ? gemv_kernel<T, 4>
+                                    : gemv_kernel<T, 8>;
+    launch_beside("gemv_kernel", kernel, blocks, kThreads, stream, p);
   });
-  check_launch("gemv_kernel");
 }
 
 }  // namespace sinklora::cuda

@@ -1,9 +1,9 @@
 // Puts new tokens into a KV cache and evicts others. k, v in f32 or bf16, mass in f32, positions in i32.
 //
-// One block chooses for one KV head: as often as a token has to go, all threads look for the one of least
-// mass (the last of equals) among those that are neither sinks nor recent. In decoding that is one look at
-// `count` numbers; a chunk of a prompt takes a look for each of its tokens. New tokens take the slots of
-// evicted ones, then unused ones. A second kernel copies their keys and values there; nothing else moves.
+// One block chooses for one KV head. Those who may go are ordered by mass, the later first of equals, as one
+// whole number each; 64 counts over all of them find the last that goes, bit by bit, however many there are.
+// New tokens take the slots of evicted ones, then unused ones. A second kernel copies their keys and values
+// there; nothing else moves.
 // Launch: Hkv x 1024; (n, Hkv) x 128.
 #include "kernels/cuda/kv_cache.h"
 
@@ -22,8 +22,8 @@ struct Choice {
   int64_t stride, rank_stride, mass_stride, new_mass_stride;
   int64_t count, tokens, first_position, evicted;
   KvRetention keep;
-  float* open;       // [Hkv, count + n]: mass of what may go, NaN for all others
-  int32_t* victims;  // [Hkv, evicted]: slots, and count + i for new token i
+  uint64_t* order;   // [Hkv, count + n]: of those who may go, kStays for others
+  int32_t* victims;  // [Hkv, evicted]: slots, then count + i for new token i
   int32_t* targets;  // [Hkv, n]: the slot of each new token, -1 for none
 
   __device__ int64_t keys() const { return count + tokens; }
@@ -32,13 +32,45 @@ struct Choice {
   }
 };
 
-__device__ int32_t gone_before(const Choice& c, int64_t head, const int32_t* victims, int32_t position) {
-  int32_t gone = 0;
-  for (int64_t v = 0; v < c.evicted; ++v) gone += c.position(head, victims[v]) < position;
-  return gone;
+constexpr uint64_t kStays = ~uint64_t{0};
+
+// Less goes first: of least mass, the last of equals.
+__device__ uint64_t order_of(float mass, int32_t position) {
+  const uint32_t bits = __float_as_uint(isnan(mass) || mass == 0 ? 0.0f : mass);
+  const uint32_t ordered = bits >> 31 ? ~bits : bits | 0x80000000u;
+  return static_cast<uint64_t>(ordered) << 32 | static_cast<uint32_t>(~position);
 }
 
-__device__ void choose_victims(const Choice& c, int64_t head, float* open, int32_t* victims) {
+__device__ int64_t count_of_block(int own) {
+  __shared__ int warps[kChoosers / kWarp];
+  own = __reduce_add_sync(0xffffffffu, own);
+  __syncthreads();  // the previous count has been read
+  if (threadIdx.x % kWarp == 0) warps[threadIdx.x / kWarp] = own;
+  __syncthreads();
+  return __reduce_add_sync(0xffffffffu, warps[threadIdx.x % kWarp]);
+}
+
+// Calls take(i, place) for every i of [0, n) that is chosen; places count them, in order.
+template <class Chosen, class Take>
+__device__ int64_t in_order(int64_t n, Chosen&& chosen, Take&& take) {
+  __shared__ int warps[kChoosers / kWarp];
+  const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
+  int64_t before = 0;
+  for (int64_t base = 0; base < n; base += kChoosers) {
+    const int64_t i = base + threadIdx.x;
+    const bool yes = i < n && chosen(i);
+    const unsigned votes = __ballot_sync(0xffffffffu, yes);
+    __syncthreads();  // the previous counts have been read
+    if (lane == 0) warps[warp] = __popc(votes);
+    __syncthreads();
+    const int lower = __reduce_add_sync(0xffffffffu, lane < warp ? warps[lane] : 0);
+    if (yes) take(i, before + lower + __popc(votes & ((1u << lane) - 1)));
+    before += __reduce_add_sync(0xffffffffu, warps[lane]);
+  }
+  return before;
+}
+
+__device__ void choose_victims(const Choice& c, int64_t head, uint64_t* order, int32_t* victims) {
   const int64_t recent = c.first_position + c.tokens - c.keep.recent;
   for (int64_t key = threadIdx.x; key < c.keys(); key += kChoosers) {
     const int32_t position = c.position(head, key);
@@ -46,41 +78,50 @@ __device__ void choose_victims(const Choice& c, int64_t head, float* open, int32
     if (c.mass)
       mass = key < c.count ? c.mass[head * c.mass_stride + key]
                            : c.new_mass[head * c.new_mass_stride + key - c.count];
-    if (isnan(mass)) mass = 0;
-    open[key] = position >= c.keep.sinks && position < recent ? mass : NAN;
-  }
-  for (int64_t v = 0; v < c.evicted; ++v) {
-    __syncthreads();  // what has gone is marked
-    Victim own{0, 0, -1};
-    for (int64_t key = threadIdx.x; key < c.keys(); key += kChoosers)
-      if (!isnan(open[key])) own = worse(own, {open[key], c.position(head, key), static_cast<int32_t>(key)});
-    const Victim worst = worst_of_block(own);
-    if (threadIdx.x == 0 && worst.key >= 0) {
-      victims[v] = worst.key;
-      open[worst.key] = NAN;
-    }
+    order[key] = position >= c.keep.sinks && position < recent ? order_of(mass, position) : kStays;
   }
   __syncthreads();
+  // The greatest of the `evicted` least: how many have its leading bits so far, and then a 0?
+  uint64_t last = 0;
+  int64_t left = c.evicted;
+  for (int bit = 63; bit >= 0; --bit) {
+    int own = 0;
+    for (int64_t key = threadIdx.x; key < c.keys(); key += kChoosers) own += order[key] >> bit == last >> bit;
+    const int64_t zeros = count_of_block(own);
+    if (zeros < left) left -= zeros, last |= uint64_t{1} << bit;
+  }
+  in_order(
+      c.keys(), [&](int64_t key) { return order[key] <= last; },
+      [&](int64_t key, int64_t place) { victims[place] = static_cast<int32_t>(key); });
+  __syncthreads();
+}
+
+// How many of those that go came before `position`.
+__device__ int32_t gone_before(const Choice& c, int64_t head, const int32_t* victims, int32_t position) {
+  int32_t gone = 0;
+  for (int64_t v = 0; v < c.evicted; ++v) gone += c.position(head, victims[v]) < position;
+  return gone;
 }
 
 __global__ void __launch_bounds__(kChoosers) choose_kernel(Choice c) {
   const int64_t head = blockIdx.x;
   int32_t* const victims = c.victims + head * c.evicted;
   int32_t* const targets = c.targets + head * c.tokens;
-  if (c.evicted > 0) choose_victims(c, head, c.open + head * c.keys(), victims);
+  if (c.evicted > 0) choose_victims(c, head, c.order + head * c.keys(), victims);
 
+  // Slots come first among the victims.
+  int freed = 0;
+  for (int64_t v = threadIdx.x; v < c.evicted; v += kChoosers) freed += victims[v] < c.count;
+  const int64_t slots = count_of_block(freed);
   for (int64_t i = threadIdx.x; i < c.tokens; i += kChoosers) targets[i] = 0;
   __syncthreads();
-  if (threadIdx.x == 0) {
-    for (int64_t v = 0; v < c.evicted; ++v)
-      if (victims[v] >= c.count) targets[victims[v] - c.count] = -1;
-    int64_t next = 0, unused = c.count;
-    for (int64_t i = 0; i < c.tokens; ++i) {
-      if (targets[i] < 0) continue;
-      while (next < c.evicted && victims[next] >= c.count) ++next;
-      targets[i] = next < c.evicted ? victims[next++] : static_cast<int32_t>(unused++);
-    }
-  }
+  for (int64_t v = slots + threadIdx.x; v < c.evicted; v += kChoosers) targets[victims[v] - c.count] = -1;
+  __syncthreads();
+  in_order(
+      c.tokens, [&](int64_t i) { return targets[i] == 0; },
+      [&](int64_t i, int64_t place) {
+        targets[i] = place < slots ? victims[place] : static_cast<int32_t>(c.count + place - slots);
+      });
   __syncthreads();
   // Ranks need the positions of those that go: these are overwritten only after all have read them.
   if (c.ranks) {
@@ -155,17 +196,17 @@ void CudaOps::append_to_cache(const KvCacheView& cache, const Tensor& k, const T
   int32_t* targets = nullptr;
   if (cache.positions) {
     const int64_t evicted = std::max<int64_t>(0, keys - capacity);
-    const int64_t pieces[] = {cuda::Workspace::aligned(kv_heads * keys * 4),
+    const int64_t pieces[] = {cuda::Workspace::aligned(kv_heads * keys * 8),
                               cuda::Workspace::aligned(kv_heads * evicted * 4),
                               cuda::Workspace::aligned(kv_heads * tokens * 4)};
     scratch_.reserve(pieces[0] + pieces[1] + pieces[2]);
-    auto* const open = static_cast<float*>(scratch_.take(pieces[0]));
+    auto* const order = static_cast<uint64_t*>(scratch_.take(pieces[0]));
     auto* const victims = static_cast<int32_t*>(scratch_.take(pieces[1]));
     targets = static_cast<int32_t*>(scratch_.take(pieces[2]));
     cuda::choose_kernel<<<cuda::blocks_for(kv_heads, "KV heads"), cuda::kChoosers, 0, stream_>>>(
         {cache.positions.as<int32_t>(), cache.ranks.as<int32_t>(), cache.mass.as<float>(),
          new_mass.as<float>(), cache.positions.row_stride, cache.ranks.row_stride, cache.mass.row_stride,
-         new_mass.row_stride, cache.count, tokens, first_position, evicted, keep, open, victims, targets});
+         new_mass.row_stride, cache.count, tokens, first_position, evicted, keep, order, victims, targets});
     cuda::check_launch("choose_kernel");
   }
   cuda::with_type(activation_, [&]<class T>(T) {

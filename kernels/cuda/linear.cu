@@ -149,7 +149,8 @@ void CudaOps::linear_forward(const Tensor& y, const Tensor& u, const Tensor& x, 
   const bool adapted = !linear.adapters.empty();
   // Products that only read the matrix once have a kernel of their own.
   const auto multiply = [&](const Tensor& to, const Tensor& matrix, bool add) {
-    if (cuda::gemv_takes(to, x, matrix)) return cuda::launch_gemv(to, x, matrix, add, stream_);
+    if (cuda::gemv_takes(to, x, matrix))
+      return cuda::launch_gemv(to, x, matrix, add, matrix.data == linear.weight.data, stream_);
     (*gemm_)(to, cuda::plain(x), cuda::transposed(matrix), 1, add);
   };
   if (adapted) {

@@ -71,6 +71,8 @@ __global__ void __launch_bounds__(kMostThreads)
     rmsnorm_kernel(Rows<T> sum, Rows<T> normed, float* reciprocal, Rows<const T> x, Rows<const T> delta,
                    Gain gain, float epsilon, int hidden) {
   __shared__ float partial[kMostThreads / kWarp];
+  let_next_begin();
+  wait_for_earlier();
   const int64_t token = blockIdx.x;
   Pack<T, N> row[kPacks], added[kPacks];
 #pragma unroll
@@ -278,14 +280,13 @@ void CudaOps::residual_rmsnorm_forward(const Tensor& sum, const Tensor& normed, 
                       (!delta || cuda::packable(sum)) && cuda::aligned(gain);
   cuda::with_type(activation_, [&]<class T>(T) {
     cuda::with_pack<T>(packed, [&]<int N>(std::integral_constant<int, N>) {
-      cuda::rmsnorm_kernel<T, N>
-          <<<cuda::blocks_for(tokens, "tokens"), cuda::row_threads<N>(hidden), 0, stream_>>>(
-              cuda::rows_of<T>(sum), cuda::rows_of<T>(normed), reciprocal.as<float>(),
-              cuda::rows_of<const T>(x), cuda::rows_of<const T>(delta), cuda::gain_of(gain),
-              static_cast<float>(epsilon), static_cast<int>(hidden));
+      cuda::launch_beside("rmsnorm_kernel", cuda::rmsnorm_kernel<T, N>, cuda::blocks_for(tokens, "tokens"),
+                          cuda::row_threads<N>(hidden), stream_, cuda::rows_of<T>(sum),
+                          cuda::rows_of<T>(normed), reciprocal.as<float>(), cuda::rows_of<const T>(x),
+                          cuda::rows_of<const T>(delta), cuda::gain_of(gain), static_cast<float>(epsilon),
+                          static_cast<int>(hidden));
     });
   });
-  cuda::check_launch("rmsnorm_kernel");
 }
 
 void CudaOps::rmsnorm_rebuild(const Tensor& normed, const Tensor& x, const Tensor& reciprocal,

@@ -19,6 +19,8 @@ struct RopeShape {
 template <class T, int N>
 __global__ void rope_kernel(T* x, const int32_t* positions, const float* cosines, const float* sines,
                             RopeShape shape, Fault* fault) {
+  let_next_begin();
+  wait_for_earlier();
   const int64_t token = blockIdx.x;
   const int32_t position = positions[token];
   if (position < 0 || position >= shape.angles) {
@@ -68,13 +70,12 @@ void CudaOps::rope(const Tensor& x, const Tensor& positions, const Tensor& cosin
                       cuda::aligned(cosines) && cuda::aligned(sines);
   cuda::with_type(activation_, [&]<class T>(T) {
     cuda::with_pack<T>(packed, [&]<int N>(std::integral_constant<int, N>) {
-      cuda::rope_kernel<T, N>
-          <<<cuda::blocks_for(tokens, "tokens"), cuda::threads_for(width / 2 / N, cuda::kMostThreads), 0,
-             stream_>>>(x.as<T>(), positions.as<int32_t>(), cosines.as<float>(), sines.as<float>(), shape,
-                        static_cast<cuda::Fault*>(fault_.get()));
+      cuda::launch_beside("rope_kernel", cuda::rope_kernel<T, N>, cuda::blocks_for(tokens, "tokens"),
+                          cuda::threads_for(width / 2 / N, cuda::kMostThreads), stream_, x.as<T>(),
+                          positions.as<int32_t>(), cosines.as<float>(), sines.as<float>(), shape,
+                          static_cast<cuda::Fault*>(fault_.get()));
     });
   });
-  cuda::check_launch("rope_kernel");
 }
 
 }  // namespace sinklora

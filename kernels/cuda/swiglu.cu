@@ -14,6 +14,8 @@ constexpr int64_t kMostThreads = 384;
 template <class T, int N>
 __global__ void swiglu_kernel(T* out, const T* gate_up, int64_t width, int64_t out_stride,
                               int64_t in_stride) {
+  let_next_begin();
+  wait_for_earlier();
   const int64_t row = blockIdx.x;
   const T *const gates = gate_up + row * in_stride, *const ups = gates + width;
   T* const to = out + row * out_stride;
@@ -65,12 +67,11 @@ void CudaOps::swiglu_forward(const Tensor& out, const Tensor& gate_up) {
   const bool packed = cuda::packable(out) && cuda::packable(gate_up);
   cuda::with_type(activation_, [&]<class T>(T) {
     cuda::with_pack<T>(packed, [&]<int N>(std::integral_constant<int, N>) {
-      cuda::swiglu_kernel<T, N>
-          <<<cuda::blocks_for(tokens, "tokens"), cuda::threads_for(width / N, cuda::kMostThreads), 0,
-             stream_>>>(out.as<T>(), gate_up.as<T>(), width, out.row_stride, gate_up.row_stride);
+      cuda::launch_beside("swiglu_kernel", cuda::swiglu_kernel<T, N>, cuda::blocks_for(tokens, "tokens"),
+                          cuda::threads_for(width / N, cuda::kMostThreads), stream_, out.as<T>(),
+                          gate_up.as<T>(), width, out.row_stride, gate_up.row_stride);
     });
   });
-  cuda::check_launch("swiglu_kernel");
 }
 
 void CudaOps::swiglu_backward(const Tensor& d_gate_up, const Tensor& d_out, const Tensor& gate_up) {

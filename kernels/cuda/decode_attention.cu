@@ -54,29 +54,56 @@ __global__ void __launch_bounds__(kSplitThreads, kBlocksAtOnce<L, SHARED>)
                            kv_head * a.group() + blockIdx.x % passes * SHARED, blockIdx.y);
 }
 
+// What a thread knows of kKeys tokens of a cache, kChoosers apart, beginning with token `begin` +
+// threadIdx.x. It was written a step ago and need not wait for this one.
+struct Known {
+  static constexpr int kKeys = 4;
+  int32_t position[kKeys];
+  float mass[kKeys];
+
+  template <class T>
+  __device__ Known(const OwnCache<T>& cache, int64_t offset, int64_t begin, int64_t count) {
+#pragma unroll
+    for (int i = 0; i < kKeys; ++i) {
+      const int64_t key = begin + i * kChoosers + threadIdx.x;
+      position[i] = key < count ? cache.positions[offset + key] : 0;
+      mass[i] = cache.mass && key < count ? cache.mass[offset + key] : 0.0f;
+    }
+  }
+};
+
 // The slot that the new token takes: `count` where there is room, else the victim's, -1 where it is the
-// victim.
+// victim. Adds what the masses receive. `known`: of the first tokens.
 template <class T>
 __device__ int64_t choose_slot(const Heads<T>& a, const OwnCache<T>& cache, int64_t sequence, int64_t row,
-                               int64_t kv_head, int64_t count, int32_t position) {
+                               int64_t kv_head, int64_t count, int32_t position, Known known) {
   __shared__ float own_mass;
   const int64_t offset = kv_head * cache.capacity;
   const bool full = count >= cache.capacity;
   const int32_t recent = position + 1 - cache.recent;
   Victim own{0, 0, -1};
-  for (int64_t key = threadIdx.x; key <= count; key += kChoosers) {
-    const int32_t at = key < count ? cache.positions[offset + key] : position;
-    float mass = 0;
-    if (cache.mass) {
-      for (int64_t head = kv_head * a.group(); head < (kv_head + 1) * a.group(); ++head)
-        mass += expf(a.scores_of(sequence, head)[key] - a.lse.data[head * a.lse.stride + row]);
-      if (key < count)
-        cache.mass[offset + key] = mass = cache.mass[offset + key] + mass;
-      else
-        own_mass = cache.new_mass[kv_head] = mass;
+  for (int64_t begin = 0; begin <= count; begin += Known::kKeys * kChoosers) {
+    if (begin > 0) known = Known(cache, offset, begin, count);
+    float received[Known::kKeys] = {};
+    if (cache.mass)
+      for (int64_t head = kv_head * a.group(); head < (kv_head + 1) * a.group(); ++head) {
+        const float lse = a.lse.data[head * a.lse.stride + row];
+        const float* const scores = a.scores_of(sequence, head) + begin + threadIdx.x;
+#pragma unroll
+        for (int i = 0; i < Known::kKeys; ++i)
+          if (begin + i * kChoosers + threadIdx.x <= count) received[i] += expf(scores[i * kChoosers] - lse);
+      }
+#pragma unroll
+    for (int i = 0; i < Known::kKeys; ++i) {
+      const int64_t key = begin + i * kChoosers + threadIdx.x;
+      if (key > count) break;
+      const int32_t at = key < count ? known.position[i] : position;
+      const float mass = known.mass[i] + received[i];
+      if (cache.mass && key < count) cache.mass[offset + key] = mass;
+      if (cache.mass && key == count) own_mass = cache.new_mass[kv_head] = mass;
+      if (full && at >= cache.sinks && at < recent)
+        own = worse(own, {isnan(mass) ? 0.0f : mass, at, static_cast<int32_t>(key)});
     }
-    if (full && at >= cache.sinks && at < recent)
-      own = worse(own, {isnan(mass) ? 0.0f : mass, at, static_cast<int32_t>(key)});
   }
   __syncthreads();  // masses are written
   Victim victim{0, 0, -1};
@@ -100,11 +127,11 @@ __device__ int64_t choose_slot(const Heads<T>& a, const OwnCache<T>& cache, int6
 
 template <class T>
 __global__ void __launch_bounds__(kChoosers) settle_kernel(Heads<T> a, __grid_constant__ const Decode<T> d) {
-  let_next_begin();
-  wait_for_earlier();
   const int64_t kv_head = blockIdx.x, sequence = blockIdx.y, row = d.first + sequence;
   const OwnCache<T>& cache = d.caches[sequence];
   const int64_t count = d.count(sequence);
+  const Known known(cache, kv_head * cache.capacity, 0, cache.positions ? count : 0);
+  wait_for_earlier();
   for (int64_t head = kv_head * a.group(); head < (kv_head + 1) * a.group(); ++head) {
     const float lse = combine_runs(a, a.run(sequence, head, 0), runs_of(count + 1, a.kv_heads),
                                    a.out.data + row * a.out.stride + head * a.head_dim);
@@ -112,7 +139,8 @@ __global__ void __launch_bounds__(kChoosers) settle_kernel(Heads<T> a, __grid_co
   }
   __syncthreads();  // lse is there
   const int64_t slot =
-      cache.positions ? choose_slot(a, cache, sequence, row, kv_head, count, d.counts[2 * row + 1]) : count;
+      cache.positions ? choose_slot(a, cache, sequence, row, kv_head, count, d.counts[2 * row + 1], known)
+                      : count;
   if (slot < 0) return;
   const int64_t column = kv_head * a.head_dim;
   for (int i = static_cast<int>(threadIdx.x); i < a.head_dim; i += kChoosers) {

@@ -12,7 +12,7 @@
 
 #include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/device.cuh"
-#include "kernels/cuda/gemv.h"
+#include "kernels/cuda/gemm_few_rows.h"
 
 namespace sinklora {
 namespace cuda {
@@ -147,10 +147,9 @@ void CudaOps::linear_forward(const Tensor& y, const Tensor& u, const Tensor& x, 
   cuda::expect(x, "linear x", activation_, tokens, in);
   cuda::expect(y, "linear y", activation_, tokens, out);
   const bool adapted = !linear.adapters.empty();
-  // Products that only read the matrix once have a kernel of their own.
   const auto multiply = [&](const Tensor& to, const Tensor& matrix, bool add) {
-    if (cuda::gemv_takes(to, x, matrix))
-      return cuda::launch_gemv(to, x, matrix, add, matrix.data == linear.weight.data, stream_);
+    if (cuda::few_rows(to, x, matrix))
+      return cuda::multiply_few_rows(to, x, matrix, add, matrix.data == linear.weight.data, stream_);
     (*gemm_)(to, cuda::plain(x), cuda::transposed(matrix), 1, add);
   };
   if (adapted) {

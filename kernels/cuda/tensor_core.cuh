@@ -20,6 +20,9 @@ __device__ inline void copy_async_16(uint32_t to, const void* from, bool in_rang
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(in_range ? 16 : 0)
                : "memory");
 }
+__device__ inline void copy_async_8(uint32_t to, const void* from) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(to), "l"(from) : "memory");
+}
 __device__ inline void copy_async_4(uint32_t to, const void* from, bool in_range) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(from), "r"(in_range ? 4 : 0)
                : "memory");
@@ -68,6 +71,11 @@ __device__ inline void store_shared(uint32_t address, uint32_t value) {
 }
 __device__ inline void store_shared(uint32_t address, float x, float y) {
   asm volatile("st.shared.v2.f32 [%0], {%1,%2};" ::"r"(address), "f"(x), "f"(y) : "memory");
+}
+__device__ inline uint2 load_shared_8(uint32_t address) {
+  uint2 v;
+  asm volatile("ld.shared.v2.b32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(address) : "memory");
+  return v;
 }
 __device__ inline uint4 load_shared_16(uint32_t address) {
   uint4 v;

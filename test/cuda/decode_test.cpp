@@ -148,21 +148,32 @@ TEST_CASE("decode_attention on the GPU: outputs, masses and what the caches keep
     }
 }
 
-TEST_CASE("linear_forward on the GPU: a row's bits do not depend on the other rows of a decoding batch") {
-  constexpr int64_t kIn = 712, kOut = 333, kMost = 8;
-  for (Ops* const ops : {backends().f32.get(), backends().bf16.get()}) {
-    const auto outputs = [&](int64_t rows) {
-      const std::vector<Argument> arguments{
-          {.name = "y", .rows = rows, .columns = kOut, .values = {}, .output = true, .padding = 3},
-          {.name = "x", .rows = rows, .columns = kIn, .values = normal_values(rows * kIn, "x")},
-          {.name = "w", .rows = kOut, .columns = kIn, .values = normal_values(kOut * kIn, "w")}};
-      return evaluate(*ops, arguments, [](Ops& on, const std::vector<Tensor>& t) {
-        on.linear_forward(t[0], {}, t[1], {t[2], {}});
-      })[0];
+TEST_CASE("linear_forward on the GPU: few rows against f64; a row's bits do not depend on the others") {
+  constexpr int64_t kMost = 33;
+  for (const auto& [in, out] : {std::pair<int64_t, int64_t>{712, 333}, {4096, 16}, {64, 40}, {2056, 17}}) {
+    CAPTURE(in);
+    CAPTURE(out);
+    const auto arguments = [&, in = in, out = out](int64_t rows) {
+      return std::vector<Argument>{
+          {.name = "y",
+           .rows = rows,
+           .columns = out,
+           .values = {},
+           .output = true,
+           .padding = 3,
+           .terms = in},
+          {.name = "x", .rows = rows, .columns = in, .values = normal_values(rows * in, "x"), .padding = 8},
+          {.name = "w", .rows = out, .columns = in, .values = normal_values(out * in, "w")}};
     };
-    const Values all = outputs(kMost);
-    for (int64_t rows = 1; rows < kMost; ++rows)
-      CHECK(outputs(rows) == Values(all.begin(), all.begin() + rows * kOut));
+    const Op multiply = [](Ops& on, const std::vector<Tensor>& t) {
+      on.linear_forward(t[0], {}, t[1], {t[2], {}});
+    };
+    for (const int64_t rows : {1, 2, 7, 9, 16, 24, 31, 32, 33}) check_op(arguments(rows), multiply);
+    const Values most = evaluate(*backends().bf16, arguments(kMost - 1), multiply)[0];
+    for (int64_t rows = 1; rows < kMost; ++rows) {
+      std::vector<Argument> some = arguments(rows);
+      CHECK(evaluate(*backends().bf16, some, multiply)[0] == Values(most.begin(), most.begin() + rows * out));
+    }
   }
 }
 

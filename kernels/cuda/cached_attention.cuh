@@ -30,19 +30,21 @@ Rows<T> rows_of(const Tensor& t) {
 
 // Runs of at most 512 keys. They follow from the number of keys and KV heads alone, so that a cache that has
 // evicted nothing gives the bits of one that never does.
-constexpr int64_t kMostOfRun = 512, kWave = 768;  // kWave: blocks that an H100 runs at once, or a few more
-SINKLORA_HOST_DEVICE inline int64_t most_runs(int64_t keys, int64_t kv_heads) {
-  const int64_t wave = kWave / kv_heads > 1 ? kWave / kv_heads : 1;
-  return (keys + kMostOfRun * wave - 1) / (kMostOfRun * wave) * wave;  // never less for more keys
+// In 32 bits: divisions of 64 would take microseconds of a kernel that has a few.
+constexpr uint32_t kMostOfRun = 512, kWave = 768;  // kWave: blocks that an H100 runs at once, or a few less
+SINKLORA_HOST_DEVICE inline uint32_t parts_of(uint32_t whole, uint32_t part) {
+  return (whole + part - 1) / part;
 }
-SINKLORA_HOST_DEVICE inline int64_t run_length(int64_t keys, int64_t kv_heads) {
-  constexpr int64_t kStep = 32;  // what no block goes below
-  const int64_t runs = most_runs(keys, kv_heads), length = (keys + runs - 1) / runs;
-  return (length + kStep - 1) / kStep * kStep;
+SINKLORA_HOST_DEVICE inline uint32_t most_runs(int64_t keys, int64_t kv_heads) {
+  const uint32_t heads = static_cast<uint32_t>(kv_heads), wave = heads < kWave ? kWave / heads : 1;
+  return parts_of(static_cast<uint32_t>(keys), kMostOfRun * wave) * wave;  // never less for more keys
 }
-SINKLORA_HOST_DEVICE inline int64_t runs_of(int64_t keys, int64_t kv_heads) {
-  const int64_t length = run_length(keys, kv_heads);
-  return (keys + length - 1) / length;
+SINKLORA_HOST_DEVICE inline uint32_t run_length(int64_t keys, int64_t kv_heads) {
+  constexpr uint32_t kStep = 32;  // what no block goes below
+  return parts_of(parts_of(static_cast<uint32_t>(keys), most_runs(keys, kv_heads)), kStep) * kStep;
+}
+SINKLORA_HOST_DEVICE inline uint32_t runs_of(int64_t keys, int64_t kv_heads) {
+  return parts_of(static_cast<uint32_t>(keys), run_length(keys, kv_heads));
 }
 
 // Blocks of a multiprocessor that the registers are counted for.
@@ -373,16 +375,16 @@ __device__ void attend_run(const Heads<T>& a, const SeenKeys<T>& seen, int64_t t
 // by a whole block of any size. The order of sums is the same whatever the size: slice i of kSlices adds runs
 // i, i + kSlices, ...; then slices are added in order.
 template <class T>
-__device__ float combine_runs(const Heads<T>& a, const float* runs, int64_t count, T* out) {
+__device__ float combine_runs(const Heads<T>& a, const float* runs, uint32_t count, T* out) {
   constexpr int kSlices = 8;
   __shared__ float parts[kSlices][kMostDim];
-  const int64_t size = a.head_dim + 2;
+  const uint32_t size = static_cast<uint32_t>(a.head_dim) + 2;  // a head has fewer than 2^31 / 258 runs
   const int lane = static_cast<int>(threadIdx.x) % kWarp, threads = static_cast<int>(blockDim.x);
   float most = -INFINITY, sum = 0;
-  for (int64_t s = lane; s < count; s += kWarp) most = fmaxf(most, runs[s * size + a.head_dim]);
+  for (uint32_t s = lane; s < count; s += kWarp) most = fmaxf(most, runs[s * size + a.head_dim]);
   for (int distance = kWarp / 2; distance > 0; distance /= 2)
     most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, distance));
-  for (int64_t s = lane; s < count; s += kWarp)
+  for (uint32_t s = lane; s < count; s += kWarp)
     sum += runs[s * size + a.head_dim + 1] * weight_of(runs[s * size + a.head_dim], most);
   sum = warp_sum(sum);
   __syncthreads();  // the parts before have been read
@@ -390,7 +392,7 @@ __device__ float combine_runs(const Heads<T>& a, const float* runs, int64_t coun
     const int slice = i / a.head_dim, d = i % a.head_dim;
     float value = 0;
 #pragma unroll 4
-    for (int64_t s = slice; s < count; s += kSlices)
+    for (uint32_t s = slice; s < count; s += kSlices)
       value += runs[s * size + d] * weight_of(runs[s * size + a.head_dim], most);
     parts[slice][d] = value;
   }

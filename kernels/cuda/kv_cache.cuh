@@ -17,18 +17,21 @@ __device__ __forceinline__ Victim worse(const Victim& a, const Victim& b) {
   return a.mass < b.mass || (a.mass == b.mass && a.position > b.position) ? a : b;
 }
 
-__device__ inline Victim worst_of_block(Victim own) {
-  __shared__ Victim warps[kChoosers / kWarp];
+__device__ __forceinline__ Victim worst_of_warp(Victim own) {
   for (int distance = kWarp / 2; distance > 0; distance /= 2)
     own = worse(own, {__shfl_xor_sync(0xffffffffu, own.mass, distance),
                       __shfl_xor_sync(0xffffffffu, own.position, distance),
                       __shfl_xor_sync(0xffffffffu, own.key, distance)});
+  return own;
+}
+__device__ inline Victim worst_of_block(Victim own) {
+  __shared__ Victim warps[kChoosers / kWarp];
+  static_assert(kChoosers / kWarp == kWarp);
+  own = worst_of_warp(own);
   __syncthreads();  // the previous answer has been read
   if (threadIdx.x % kWarp == 0) warps[threadIdx.x / kWarp] = own;
   __syncthreads();
-  Victim worst = warps[0];
-  for (int w = 1; w < kChoosers / kWarp; ++w) worst = worse(worst, warps[w]);
-  return worst;
+  return worst_of_warp(warps[threadIdx.x % kWarp]);
 }
 
 }  // namespace sinklora::cuda

@@ -109,7 +109,7 @@ class Measurements:
                                     "--batch", args.batch, "--cache-chunk", args.chunk)
         found, begun = {}, time.time()
         for length in args.passkey_lengths:
-            found[str(length)], _ = self.measure(row, "passkey", length, "--max-tokens", length, "--interval", length,
+            found[str(length)], _ = self.measure(row, "passkey", length, "--cache-chunk", args.chunk, "--max-tokens", length, "--interval", length,
                                                  "--depths", args.depths, "--trials", args.trials)
         if args.dry_run:
             return

@@ -159,6 +159,28 @@ TEST_CASE("sequences of a batch, of unequal lengths and in unequal chunks, are t
   }
 }
 
+TEST_CASE("a copied cache goes on as the one that it was copied from, and apart from it") {
+  const auto model = toy(DType::f64, 70);
+  const std::vector<int32_t> ids = random_ids(90);
+  for (const KvPositions positions : {KvPositions::original, KvPositions::index}) {
+    const KvCachePolicy policy = policy_of({1, 8, 11}, positions);
+    const auto cache = [&] { return KvCache(model->llama.ops(), model->llama.config(), policy, 70); };
+    KvCache first = cache(), second = cache(), other = cache();
+    const auto extend = [&](KvCache& to, size_t begin, size_t count) {
+      const Continuation next{std::span(ids).subspan(begin, count), &to};
+      return model->llama.extend({&next, 1});
+    };
+    extend(first, 0, 40);
+    extend(other, 0, 40);
+    second.copy_from(first);
+    for (size_t i = 40; i < 50; ++i) extend(first, i + 30, 1);  // leaves the copy alone
+    CHECK(extend(second, 40, 1) == extend(other, 40, 1));
+    CHECK(second.length() == 41);
+    KvCache larger(model->llama.ops(), model->llama.config(), policy_of({1, 8, 12}, positions), 70);
+    CHECK_THROWS_AS(larger.copy_from(first), Error);
+  }
+}
+
 TEST_CASE("positions by index let a text grow beyond the context; original ones do not, and say so") {
   const auto model = toy(DType::f32, 64);
   const std::vector<int32_t> ids = random_ids(3 * kContext);

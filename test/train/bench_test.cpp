@@ -5,6 +5,7 @@
 #include "test/run_program.h"
 #include "test/temporary.h"
 #include "train/bench.h"
+#include "train/bench_decode.h"
 
 using namespace sinklora;
 using namespace sinklora::test;
@@ -52,4 +53,28 @@ TEST_CASE("bench step on two ranks counts the tokens of both, and takes as long 
   CHECK(result.at("gpus") == 0);
   CHECK(result.at("tokens_per_s").get<double>() ==
         doctest::Approx(2 * 16e3 / result.at("step_ms").get<double>()));
+}
+
+TEST_CASE("bench decode says what it measured, for every cache, and forks the prompt") {
+  for (const std::string kind : {"full", "h2o", "streaming"}) {
+    DecodeBench bench;
+    bench.shape = "smollm2-135m", bench.prompt = 24, bench.chunk = 16, bench.batch = 2, bench.warmup = 1,
+    bench.steps = 2;
+    bench.cache.kind = kind, bench.cache.budget = "10";
+    bench.device = "cpu", bench.precision = "fp32", bench.profile = true;
+    const Json result = bench_decode(bench);
+    CAPTURE(result.dump());
+    for (const char* const key : {"shape", "cache", "budget", "prompt", "batch", "tokens_per_s", "kv_bytes",
+                                  "peak_mem_gib", "device", "step_ms", "prefill_ms"})
+      CHECK(result.contains(key));
+    const int64_t slots = kind == "full" ? 24 + 1 + 2 + 1 + 1 : 10, layers = 30, kv_width = 192;
+    CHECK(result.at("budget") == slots);
+    const auto bytes = result.at("kv_bytes").get<int64_t>();
+    CHECK(bytes >= 2 * layers * 2 * slots * kv_width * 4);
+    CHECK(bytes <= 1.2 * 2 * layers * 2 * slots * kv_width * 4);
+    bool decoded = false;
+    for (const Json& row : result.at("profile").at("ops"))
+      decoded = decoded || (row.at("op") == "decode attention" && row.at("calls") == layers);
+    CHECK(decoded);
+  }
 }

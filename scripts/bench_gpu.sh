@@ -74,6 +74,13 @@ step llama2-7b 32768 sf auto --warmup 1 --steps 3
 step llama2-7b 32768 sf block --warmup 1 --steps 3
 step llama2-7b 65536 sf auto --warmup 1 --steps 1
 step llama3-8b 4096 sf cheap
+decode() { # SHAPE CACHE BATCH: after a prompt of 32,768 tokens; budgets of a fifth
+  part "decode-$1-$2-$3" 75 "$program" bench decode --shape "$1" --prompt 32768 --cache "$2" --cache-budget 0.2 --batch "$3" --json - &&
+    lines "decode-$1-$2-$3" decode
+}
+for cache in full h2o streaming; do decode llama2-7b $cache 1; done
+for cache in full h2o; do decode llama2-7b $cache 0; done # as many sequences as memory holds
+decode llama3-8b full 1
 part profile 75 "$program" bench step --shape llama2-7b --context 8192 --attention sf --recompute cheap --profile --json "$out/profile.json"
 [ -s "$out/profile.json" ] && tr -d '\n' <"$out/profile.json" >"$out/profile.jsonl"
 
@@ -107,6 +114,8 @@ table() {
 table attention "attention: pattern, sinks, KV heads, context, direction, ms, TFLOP/s" pattern sinks kv_heads context direction ms tflops
 table gemm "linears: name, LoRA rank, direction, ms, TFLOP/s" linear lora_rank direction ms tflops
 table step "steps: shape, context, attention, recompute, tokens/s, ms, GiB" shape context attention recompute tokens_per_s step_ms peak_mem_gib
+table decode "decoding: shape, cache, tokens of it, sequences, tokens/s, ms a step, GB/s, tokens/s of the prompt" \
+  shape cache budget batch tokens_per_s step_ms gb_per_s prefill_tokens_per_s
 for listed in operations profile; do
   [ ! -s "$out/$listed.out" ] || { echo && grep -v '^\[doctest\]\|^===' "$out/$listed.out"; }
 done

@@ -34,7 +34,7 @@ struct Chunk {
   int64_t count, tokens;
   int64_t first;  // the first query of this launch
 
-  __device__ int64_t keys() const { return count + tokens; }
+  __host__ __device__ int64_t keys() const { return count + tokens; }
 };
 
 template <class T, class L, int SHARED>
@@ -74,13 +74,14 @@ template <class T>
 void launch(const Heads<T>& a, const Chunk<T>& c, int64_t queries, bool packed, cudaStream_t stream) {
   const unsigned heads = blocks_for(a.heads, "heads"), some = blocks_for(queries, "queries");
   const unsigned runs = blocks_for(most_runs(c.keys(), a.kv_heads), "runs of keys");
-  with_layout<T>(packed, a.head_dim, a.group(),
-                 [&]<class L, int SHARED>(L, std::integral_constant<int, SHARED>) {
-                   const int64_t passes = (a.group() + SHARED - 1) / SHARED;
-                   launch_kernel("split_kernel", false, split_kernel<T, L, SHARED>,
-                                 dim3(blocks_for(a.kv_heads * passes, "KV heads"), runs, some), kSplitThreads,
-                                 stream, a, c);
-                 });
+  with_layout<T>(
+      packed, a.head_dim, a.group(), [&]<class L, int SHARED>(L, std::integral_constant<int, SHARED>) {
+        const int64_t passes = (a.group() + SHARED - 1) / SHARED;
+        split_kernel<T, L, SHARED>
+            <<<dim3(blocks_for(a.kv_heads * passes, "KV heads"), runs, some), kSplitThreads, 0, stream>>>(a,
+                                                                                                          c);
+      });
+  check_launch("split_kernel");
   if (a.partial) {
     combine_kernel<T><<<dim3(heads, some), kSplitThreads, 0, stream>>>(a, c);
     check_launch("combine_kernel");

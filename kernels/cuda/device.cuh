@@ -154,19 +154,6 @@ inline unsigned blocks_for(int64_t count, const char* what) {
   return static_cast<unsigned>(narrow<int32_t>(count, what));
 }
 
-// A launch by address: what <<<>>> in a generic lambda names may be left without code by nvcc 13.0, and ends
-// the program when it is called. `beside`: see launch_beside.
-template <class... Parameters, class... Arguments>
-void launch_kernel(const char* name, bool beside, void (*kernel)(Parameters...), dim3 grid, unsigned threads,
-                   cudaStream_t stream, Arguments&&... arguments) {
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = grid, config.blockDim = dim3(threads), config.stream = stream;
-  config.attrs = &attribute, config.numAttrs = beside ? 1 : 0;
-  check(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...), name);
-}
 // Launches a kernel that calls wait_for_earlier(): it may begin while the one before it ends.
 template <class... Parameters, class... Arguments>
 void launch_beside(const char* name, void (*kernel)(Parameters...), dim3 grid, unsigned threads,
@@ -178,7 +165,13 @@ void launch_beside(const char* name, void (*kernel)(Parameters...), dim3 grid, u
           "cudaDeviceGetAttribute");
     return major >= 9;
   }();
-  launch_kernel(name, possible, kernel, grid, threads, stream, static_cast<Parameters>(arguments)...);
+  cudaLaunchAttribute beside{};
+  beside.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  beside.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid, config.blockDim = dim3(threads), config.stream = stream;
+  config.attrs = &beside, config.numAttrs = possible ? 1 : 0;
+  check(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...), name);
 }
 
 // Threads of a block that walks over `packs` in whole strides, as even as possible, at most `most` at once.

@@ -119,6 +119,37 @@ std::vector<Argument> arguments_of(const Case& c) {
           {.name = "sines", .kind = Kind::stat, .rows = keys, .columns = half, .values = sines}};
 }
 
+void attend(Ops& ops, const Case& c, const std::vector<Tensor>& t, bool turned) {
+  const KvCacheView cache{t[kCachedK], t[kCachedV], t[kPositions], turned ? t[kRanks] : Tensor{},
+                          t[kMass],    c.count};
+  ops.cached_attention(t[kOut], t[kLse], t[kNewMass], t[kQ], t[kK], t[kV], cache, t[kCosines], t[kSines],
+                       c.dim);
+}
+
+// Keys turned to where they are, and rounded as RoPE leaves them in a type: what a plain evaluation in bf16
+// works on.
+std::vector<Argument> with_turned_keys(std::vector<Argument> arguments, const Case& c, DType type) {
+  const int64_t half = c.dim / 2, width = c.kv_heads * c.dim, capacity = c.count + 5;
+  const auto turn = [&](Values& keys, int64_t rows, auto angle_of) {
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t g = 0; g < c.kv_heads; ++g)
+        for (int64_t i = 0; i < half; ++i) {
+          const auto angle = static_cast<size_t>(angle_of(g, r) * half + i);
+          double& a = keys[static_cast<size_t>(r * width + g * c.dim + i)];
+          double& b = keys[static_cast<size_t>(r * width + g * c.dim + half + i)];
+          const double x = a, y = b, cosine = arguments[kCosines].values[angle],
+                       sine = arguments[kSines].values[angle];
+          a = rounded(x * cosine - y * sine, type), b = rounded(y * cosine + x * sine, type);
+        }
+  };
+  const Values ranks = arguments[kRanks].values;
+  turn(arguments[kCachedK].values, c.count, [&](int64_t g, int64_t r) {
+    return static_cast<int64_t>(ranks[static_cast<size_t>(g * capacity + r)]);
+  });
+  turn(arguments[kK].values, c.tokens, [&](int64_t, int64_t r) { return c.count + r; });
+  return arguments;
+}
+
 }  // namespace
 
 TEST_CASE("cached attention on the GPU: output, log-sum-exp and mass against f64") {
@@ -128,12 +159,15 @@ TEST_CASE("cached attention on the GPU: output, log-sum-exp and mass against f64
       CAPTURE(c.count);
       CAPTURE(c.dim);
       CAPTURE(turned);
-      check_op(arguments_of(c), [&](Ops& ops, const std::vector<Tensor>& t) {
-        const KvCacheView cache{t[kCachedK], t[kCachedV], t[kPositions], turned ? t[kRanks] : Tensor{},
-                                t[kMass],    c.count};
-        ops.cached_attention(t[kOut], t[kLse], t[kNewMass], t[kQ], t[kK], t[kV], cache, t[kCosines],
-                             t[kSines], c.dim);
-      });
+      const Plain plain = [&](const std::vector<Argument>& arguments, DType activation) {
+        const bool round = turned && activation == DType::bf16;
+        return plain_evaluation(
+            round ? with_turned_keys(arguments, c, activation) : arguments,
+            [&](Ops& ops, const std::vector<Tensor>& t) { attend(ops, c, t, turned && !round); }, activation);
+      };
+      check_op(
+          arguments_of(c), [&](Ops& ops, const std::vector<Tensor>& t) { attend(ops, c, t, turned); }, 3,
+          plain);
     }
 }
 

@@ -27,7 +27,6 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent))
 from miniature import Runner, texts  # noqa: E402
 from miniature_report import svg  # noqa: E402
 
-PASSKEY_CHUNK = 2048  # tokens of a prompt that `eval passkey` sends through the model at once
 
 
 @dataclasses.dataclass
@@ -165,9 +164,8 @@ def caption(entry: dict) -> str:
         f"cache has kept and one another, then enter it. Second half: of each window, where all budgets up to a half have begun to forget. "
         f"A budget is a part of those {s['context']:,} tokens, and of a passkey prompt's own. "
         f"h2o: half heavy hitters, half recent; streaming: {s['sinks']} first tokens and recent; recent: recent alone. "
-        f"Positions: original. Passkey: {s['depths']} depths, {s['trials']} trials each, prompts of {several} tokens that go through the "
-        f"model in chunks of {PASSKEY_CHUNK:,}: the first token of an answer is drawn with the last chunk wholly in sight, the "
-        "others from what the cache has kept. Seconds are of the perplexity, with loading the model.")
+        f"Positions: original. Passkey: {s['depths']} depths, {s['trials']} trials each, prompts of {several} tokens in the same chunks. "
+        "Seconds are of the perplexity, with loading the model.")
 
 
 def markdown(known: list[dict]) -> str:

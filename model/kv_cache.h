@@ -32,7 +32,7 @@ class KvCache {
   int64_t chunk() const { return chunk_; }
   int64_t length() const { return length_; }  // of the sequence so far
   int64_t count() const { return policy_.evicts ? std::min(length_, policy_.capacity) : length_; }
-  // A bound on count() that changes seldom while the sequence grows: what is laid out for it, serves long.
+  // A bound on count() that changes seldom while the sequence grows.
   int64_t most_count() const;
   // The position that RoPE gives to the next token.
   int64_t next_position() const { return policy_.positions == KvPositions::index ? count() : length_; }
@@ -41,8 +41,8 @@ class KvCache {
   void clear() { length_ = 0; }
   // No two caches have the same, not even one after the other at the same address.
   uint64_t identity() const { return identity_; }
-  // Another cache of the same policy: all that it remembers. A prompt that several sequences begin with is
-  // read once.
+  // Takes over all that another cache of the same policy remembers: a prompt that several sequences begin
+  // with is read once.
   void copy_from(const KvCache& other);
 
   // For the next `tokens` tokens, from `first_row` of a pass on, in a layer; and after all layers have seen

@@ -196,6 +196,7 @@ std::vector<float> Llama::logits(const Batch& batch, const AttentionPattern& pat
 
 std::vector<float> Llama::head_logits(const Tensor& normed) {
   if (!logits_ || logits_.rows() < normed.rows()) {
+    logits_ = {};
     logits_memory_ = std::make_unique<Arena>("logits");
     logits_memory_->take(&logits_, ops_.activation_dtype(), {normed.rows(), config_.vocab_size});
     logits_memory_->allocate(ops_);

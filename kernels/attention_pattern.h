@@ -18,11 +18,7 @@
 
 #include <cstdint>
 
-#if defined(__CUDACC__)
-#define SINKLORA_HOST_DEVICE __host__ __device__
-#else
-#define SINKLORA_HOST_DEVICE
-#endif
+#include "base/host_device.h"
 
 namespace sinklora {
 

@@ -7,19 +7,13 @@
 #include <cstdint>
 
 #include "kernels/attention_pattern.h"
+#include "kernels/cuda/rows.h"
 
 namespace sinklora::cuda {
 
 // Both throw an Error that names the kernel.
 void check_attention(cudaError_t status, const char* kernel);
 unsigned attention_blocks(int64_t count, const char* kernel);
-
-// A [T, columns] matrix whose rows lie `stride` elements apart.
-template <class T>
-struct Rows {
-  T* data = nullptr;
-  int64_t stride = 0;
-};
 
 template <class T>
 struct AttentionArguments {

@@ -14,16 +14,6 @@ constexpr int kWarps = 4;
 constexpr int kMostEach = 8;  // elements of a head in a lane: head_dim up to 256
 
 template <class T>
-struct Rows {
-  T* data;
-  int64_t stride;
-};
-template <class T>
-Rows<T> rows_of(const Tensor& t) {
-  return {t.as<T>(), t.row_stride};
-}
-
-template <class T>
 struct Arguments {
   Rows<const T> q, k, v, out, d_out;
   Rows<T> out_written, d_q, d_k, d_v;

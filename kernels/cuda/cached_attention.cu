@@ -221,21 +221,8 @@ void CudaOps::attend_by_runs(const Tensor& out, const Tensor& lse, const Tensor&
   for (const Tensor& each_tensor : {q, k, v, cache.k, cache.v})
     packed = packed && cuda::packable(each_tensor);
   cuda::with_type(activation_, [&]<class T>(T) {
-    const cuda::Heads<T> a{.q = cuda::rows_of<const T>(q),
-                           .k = cuda::rows_of<const T>(k),
-                           .v = cuda::rows_of<const T>(v),
-                           .out = cuda::rows_of<T>(out),
-                           .lse = cuda::rows_of<float>(lse),
-                           .cosines = cosines.as<float>(),
-                           .sines = sines.as<float>(),
-                           .heads = heads,
-                           .kv_heads = kv_heads,
-                           .head_dim = static_cast<int>(head_dim),
-                           .scale = cuda::scale_of(head_dim),
-                           .runs = runs,
-                           .score_stride = most_keys,
-                           .scores = scores,
-                           .partial = partial};
+    cuda::Heads<T> a = cuda::heads_of<T>(out, lse, q, k, v, cosines, sines, head_dim);
+    a.runs = runs, a.score_stride = most_keys, a.scores = scores, a.partial = partial;
     cuda::Chunk<T> c{.cached_k = cuda::rows_of<const T>(cache.k),
                      .cached_v = cuda::rows_of<const T>(cache.v),
                      .mass = cuda::rows_of<float>(cache.mass),

@@ -23,11 +23,6 @@ constexpr int kKeysAtOnce = 2;      // of a lane group
 constexpr int kMostDim = 256;
 constexpr int kMostShared = 4;  // query heads of a block
 
-template <class T>
-Rows<T> rows_of(const Tensor& t) {
-  return {t.as<T>(), t.row_stride};
-}
-
 // Runs of at most 512 keys. They follow from the number of keys and KV heads alone, so that a cache that has
 // evicted nothing gives the bits of one that never does.
 // In 32 bits: divisions of 64 would take microseconds of a kernel that has a few.
@@ -64,10 +59,10 @@ struct Heads {
   int64_t heads, kv_heads;
   int head_dim;
   float scale;
-  int64_t runs;          // that there is room for
-  int64_t score_stride;  // keys that there is room for
-  float* scores;         // [queries, Hq, score_stride], or null
-  float* partial;        // [queries, Hq, runs, D + 2]: out, maximum, sum; null: scores alone are wanted
+  int64_t runs = 0;          // that there is room for
+  int64_t score_stride = 0;  // keys that there is room for
+  float* scores = nullptr;   // [queries, Hq, score_stride], or null
+  float* partial = nullptr;  // [queries, Hq, runs, D + 2]: out, maximum, sum; null: scores alone are wanted
 
   __host__ __device__ int64_t group() const { return heads / kv_heads; }
   __device__ float* run(int64_t query, int64_t head, int64_t index) const {
@@ -77,6 +72,29 @@ struct Heads {
     return scores + (query * heads + head) * score_stride;
   }
 };
+
+// ---- for launchers
+
+inline float scale_of(int64_t head_dim) {
+  return static_cast<float>(1.0 / std::sqrt(static_cast<double>(head_dim)));
+}
+
+// Without room for results: the last four members.
+template <class T>
+Heads<T> heads_of(const Tensor& out, const Tensor& lse, const Tensor& q, const Tensor& k, const Tensor& v,
+                  const Tensor& cosines, const Tensor& sines, int64_t head_dim) {
+  return {.q = rows_of<const T>(q),
+          .k = rows_of<const T>(k),
+          .v = rows_of<const T>(v),
+          .out = rows_of<T>(out),
+          .lse = rows_of<float>(lse),
+          .cosines = cosines.as<float>(),
+          .sines = sines.as<float>(),
+          .heads = q.row_size() / head_dim,
+          .kv_heads = k.row_size() / head_dim,
+          .head_dim = static_cast<int>(head_dim),
+          .scale = scale_of(head_dim)};
+}
 
 // The keys of one query: slots [0, count) of a cache, then new tokens from row `first_new` on.
 template <class T>
@@ -403,12 +421,6 @@ __device__ float combine_runs(const Heads<T>& a, const float* runs, uint32_t cou
     out[d] = from_float<T>(value / sum);
   }
   return most + logf(sum);
-}
-
-// ---- for launchers
-
-inline float scale_of(int64_t head_dim) {
-  return static_cast<float>(1.0 / std::sqrt(static_cast<double>(head_dim)));
 }
 
 // Calls work(layout, shared) with constants that fit: whole packs of 8 bytes where the head has as many as

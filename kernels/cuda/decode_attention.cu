@@ -208,21 +208,8 @@ void CudaOps::decode_attention(const Tensor& out, const Tensor& lse, const Tenso
   auto* const partial = static_cast<float*>(scratch_.take(partial_bytes));
   auto* const scores = mass ? static_cast<float*>(scratch_.take(score_bytes)) : nullptr;
   cuda::with_type(activation_, [&]<class T>(T) {
-    const cuda::Heads<T> a{.q = cuda::rows_of<const T>(q),
-                           .k = cuda::rows_of<const T>(k),
-                           .v = cuda::rows_of<const T>(v),
-                           .out = cuda::rows_of<T>(out),
-                           .lse = cuda::rows_of<float>(lse),
-                           .cosines = cosines.as<float>(),
-                           .sines = sines.as<float>(),
-                           .heads = heads,
-                           .kv_heads = kv_heads,
-                           .head_dim = static_cast<int>(head_dim),
-                           .scale = cuda::scale_of(head_dim),
-                           .runs = room,
-                           .score_stride = capacity + 1,
-                           .scores = scores,
-                           .partial = partial};
+    cuda::Heads<T> a = cuda::heads_of<T>(out, lse, q, k, v, cosines, sines, head_dim);
+    a.runs = room, a.score_stride = capacity + 1, a.scores = scores, a.partial = partial;
     cuda::Decode<T> d{k.row_size(), 0, counts.as<int32_t>(), {}};
     for (; d.first < sequences; d.first += at_once) {
       const int64_t some = std::min(at_once, sequences - d.first);

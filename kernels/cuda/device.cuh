@@ -9,12 +9,18 @@
 #include <type_traits>
 
 #include "kernels/cuda/memory.h"
+#include "kernels/cuda/rows.h"
 
 namespace sinklora::cuda {
 
 using bf16 = __nv_bfloat16;
 constexpr int kWarp = 32;
 constexpr int kPackBytes = 16;
+
+template <class T>
+Rows<T> rows_of(const Tensor& t) {
+  return {t.as<T>(), t.row_stride};
+}
 
 // N neighbours in memory, moved by one instruction when they are 16 or 8 bytes.
 template <class T, int N>

@@ -27,17 +27,6 @@ constexpr int64_t kLeastRun = 4;           // tokens of a block
 constexpr int64_t kRingBytes = 96 * 1024;  // of shared memory: what compute capability 8.6 gives a block
 constexpr int kMostStages = 4;
 
-template <class T>
-struct Rows {
-  T* data;
-  int64_t stride;
-  __device__ T* operator[](int64_t row) const { return data + row * stride; }
-};
-template <class T>
-Rows<T> rows_of(const Tensor& t) {
-  return {t.as<T>(), t.row_stride};
-}
-
 struct Gain {
   const void* data;
   bool is_bf16;

@@ -4,6 +4,7 @@
 #include <chrono>
 
 #include "base/error.h"
+#include "base/progress.h"
 #include "base/random.h"
 #include "kernels/backend.h"
 #include "kernels/operation_counts.h"
@@ -128,11 +129,8 @@ Json bench_step(const StepBench& bench, const RankPlace& place) {
 
   const double median = greatest_of_ranks(ranks, median_step(bench, step));
   const bool on_gpu = bench.device == "cuda";
-  const double memory = greatest_of_ranks(
-      ranks,
-      on_gpu
-          ? static_cast<double>(place.free_memory - available_memory(bench.device, place.device_index)) / kGiB
-          : peak_memory_gib());
+  const double memory =
+      greatest_of_ranks(ranks, memory_gib(bench.device, place.device_index, place.free_memory));
   const double rate = operations(bench, config, pattern) / (median * 1e-3);  // of one rank
   Json result{{"shape", bench.shape},
               {"context", bench.context},

@@ -11,8 +11,6 @@
 
 namespace sinklora {
 
-constexpr double kGiB = 1024.0 * 1024.0 * 1024.0;
-
 class NormalNumbers {
  public:
   NormalNumbers(Ops& ops, double mean, double deviation);

@@ -125,9 +125,7 @@ Json bench_decode(const DecodeBench& bench) {
   std::nth_element(times.begin(), times.begin() + bench.steps / 2, times.end());
   const double median = times[static_cast<size_t>(bench.steps / 2)];
   const double bytes = step_bytes(config, *ops, model.frozen_dtype, sequences.count(), remembered);
-  const double memory = bench.device == "cuda"
-                            ? static_cast<double>(free_memory - available_memory(bench.device)) / kGiB
-                            : peak_memory_gib();
+  const double memory = memory_gib(bench.device, 0, free_memory);
   Json result{{"shape", bench.shape},
               {"cache", bench.cache.kind},
               {"budget", policy.capacity},

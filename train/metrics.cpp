@@ -9,6 +9,7 @@
 #include "base/error.h"
 #include "base/json.h"
 #include "base/progress.h"
+#include "kernels/backend.h"
 
 namespace sinklora {
 namespace {
@@ -108,7 +109,9 @@ void write_plot(const std::filesystem::path& path, const std::string& title, con
   write_text_atomically(path, svg);
 }
 
-double peak_memory_gib() {
+double memory_gib(const std::string& device, int device_index, int64_t free_before) {
+  if (device == "cuda")
+    return static_cast<double>(free_before - available_memory(device, device_index)) / kGiB;
   struct rusage usage {};
   if (::getrusage(RUSAGE_SELF, &usage) != 0) return 0;
   return static_cast<double>(usage.ru_maxrss) / (1024.0 * 1024.0);

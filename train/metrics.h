@@ -42,6 +42,8 @@ std::string console_line(const StepMetrics& metrics, int64_t steps, double eta_s
 void write_plot(const std::filesystem::path& path, const std::string& title, const std::string& x_label,
                 const std::string& y_label, const std::vector<std::pair<double, double>>& points);
 
-double peak_memory_gib();  // of this process
+// cuda: what the GPU has less to give than `free_before` bytes, those of other programs on it included; cpu:
+// this process at its largest.
+double memory_gib(const std::string& device, int device_index, int64_t free_before);
 
 }  // namespace sinklora

@@ -47,6 +47,7 @@ struct TrainOptions {
   int64_t check_every = 50;   // steps between comparisons of the trained weights; 0: never
   int device_index = 0;       // the GPU of this process, set by train_on_ranks()
   int processes_here = 1;     // that share this machine's memory, likewise
+  int64_t free_memory = 0;    // bytes of the device before this process took any, likewise
   // Output
   std::filesystem::path out;
   std::string resume = "auto";  // auto, never, or a checkpoint directory

@@ -1,13 +1,12 @@
 #include <algorithm>
 
+#include "base/progress.h"
 #include "kernels/backend.h"
 #include "kernels/operation_counts.h"
 #include "train/trainer.h"
 
 namespace sinklora {
 namespace {
-
-constexpr double kGiB = 1024.0 * 1024.0 * 1024.0;
 
 // What is in no arena and no scratch memory. On the CPU: code, libraries, the loader's batches. On a GPU:
 // code and handles; its context is no longer free memory when the plan is made.

@@ -133,6 +133,7 @@ int train_on_ranks(const TrainOptions& options) {
         TrainOptions mine = options;
         mine.device_index = place.device_index;
         mine.processes_here = place.processes_here;
+        mine.free_memory = place.free_memory;
         return train(mine, *place.ops, place.ranks);
       });
 }

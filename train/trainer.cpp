@@ -243,7 +243,7 @@ class Trainer {
     metrics.tokens = state_.tokens;
     metrics.step_ms = 1000 * std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
     metrics.tokens_per_s = 1000 * tokens / metrics.step_ms;
-    metrics.mem_gib = peak_memory_gib();
+    metrics.mem_gib = memory_gib(options_.device, options_.device_index, options_.free_memory);
     return metrics;
   }
 
@@ -334,9 +334,11 @@ class Trainer {
 }  // namespace
 
 ExitCode train(const TrainOptions& options) {
+  TrainOptions mine = options;
+  mine.free_memory = available_memory(options.device);
   const auto ops = make_ops(options.device, options.precision);
   const auto alone = make_single_communicator();
-  return train(options, *ops, *alone);
+  return train(mine, *ops, *alone);
 }
 
 ExitCode train(const TrainOptions& options, Ops& ops, Communicator& ranks) {

@@ -3,6 +3,7 @@
 #include "test/cuda/gpu_test.h"
 #include "test/cuda/rounding_ops.h"
 #include "test/model/toy_model.h"
+#include "train/metrics.h"
 #include "train/optimizer.h"
 
 using namespace sinklora;
@@ -126,6 +127,15 @@ TEST_CASE("recompute changes no bit on the GPU, and neither does a second run") 
         CHECK(outcome.gradients == outcomes[0].gradients);
       }
     }
+}
+
+TEST_CASE("the memory of a run on the GPU is the GPU's") {
+  const std::unique_ptr<Ops> gpu = make_ops("cuda", "bf16");
+  const int64_t before = available_memory("cuda");
+  void* const memory = gpu->allocate(int64_t{3} << 30);
+  CHECK(memory_gib("cuda", 0, before) == doctest::Approx(3).epsilon(0.01));
+  gpu->release(memory);
+  CHECK(memory_gib("cuda", 0, before) < 0.03);
 }
 
 TEST_CASE("two training steps: f32 follows the CPU, bf16 lowers the loss as far") {

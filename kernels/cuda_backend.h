@@ -16,7 +16,7 @@ std::unique_ptr<Ops> make_cuda_ops(DType activation, int index = 0);
 // GPUs that this process sees, at least one.
 int cuda_device_count();
 
-// Free bytes of GPU `index`.
-int64_t cuda_available_memory(int index = 0);
+// Free bytes of GPU `index`, which becomes this thread's; of the one that is, when index is negative.
+int64_t cuda_available_memory(int index = -1);
 
 }  // namespace sinklora

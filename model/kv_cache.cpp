@@ -48,10 +48,14 @@ KvCache::KvCache(Ops& ops, const LlamaConfig& config, const KvCachePolicy& polic
   scratch_.allocate(ops);
 }
 
-CacheStep KvCache::step(int64_t layer, int64_t first_row, int64_t tokens) const {
+void KvCache::expect_to_hold(int64_t tokens) const {
   if (tokens < 1 || tokens > chunk_ || (!policy_.evicts && length_ + tokens > policy_.capacity))
     fail_internal("{} tokens for a KV cache that holds {} of {}, in chunks of {}", tokens, length_,
                   policy_.capacity, chunk_);
+}
+
+CacheStep KvCache::step(int64_t layer, int64_t first_row, int64_t tokens) const {
+  expect_to_hold(tokens);
   CacheStep step{
       {layers_[static_cast<size_t>(layer)], policy_.keep, {}, length_, most_count()}, first_row, tokens};
   step.kv.cache.count = count();

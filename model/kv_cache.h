@@ -48,6 +48,7 @@ class KvCache {
   // For the next `tokens` tokens, from `first_row` of a pass on, in a layer; and after all layers have seen
   // them.
   CacheStep step(int64_t layer, int64_t first_row, int64_t tokens) const;
+  void expect_to_hold(int64_t tokens) const;  // throws Error(internal) where step() would
   void advance(int64_t tokens) { length_ += tokens; }
 
  private:

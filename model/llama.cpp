@@ -214,6 +214,7 @@ PassContext Llama::start(std::span<const Continuation> batch) {
     if (tokens < 1 || first + tokens > options_.max_context)
       fail_internal("{} tokens from position {}; the RoPE tables hold {}", tokens, first,
                     options_.max_context);
+    cache->expect_to_hold(tokens);  // here as well: a recorded step is repeated without asking
     if (cache->policy().positions != batch.front().cache->policy().positions)
       fail_internal("a batch of caches, some with original positions and some with positions by index");
     for (int64_t i = 0; i < tokens; ++i) {

@@ -153,6 +153,16 @@ for precision in fp32 bf16; do
   same shard-bits-$precision lora-$precision lora-$precision-shard adapter_model.safetensors
 done
 
+evaluate() { # NAME GPUS
+  limited "$1" 100 "$program" eval ppl --model "$model" --data "$out/data" --context 1024 --protocol sliding --device "$device" \
+    --precision bf16 --gpus "$2" --json "$out/$1.json"
+}
+if evaluate eval-1 1 && evaluate eval-2 2 && cmp -s "$out/eval-1.json" "$out/eval-2.json"; then
+  note eval ok "perplexity $(field eval-1 ppl) on one GPU and on two"
+else
+  note eval FAILED "one: $(field eval-1 ppl), two: $(field eval-2 ppl); $(tail -n 1 "$out/eval-2.log")"
+fi
+
 # ---- ranks that die or stop
 memory_used() { [ "$device" != cuda ] || nvidia-smi --query-gpu=memory.used --format=csv,noheader,nounits | sort -n | tail -n 1; }
 children() { cat "/proc/$1/task/$1/children" 2>/dev/null; }

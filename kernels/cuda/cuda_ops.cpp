@@ -274,7 +274,7 @@ int cuda_device_count() {
 }
 
 int64_t cuda_available_memory(int index) {
-  SINKLORA_CUDA(cudaSetDevice(index));
+  if (index >= 0) SINKLORA_CUDA(cudaSetDevice(index));
   size_t free = 0, total = 0;
   SINKLORA_CUDA(cudaMemGetInfo(&free, &total));
   return narrow<int64_t>(free, "GPU memory");

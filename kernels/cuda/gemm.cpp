@@ -127,7 +127,8 @@ void Gemm::operator()(const Tensor& d, const Operand& a, const Operand& b, doubl
   // Kernels of the library count elements in 32 bits: tall matrices go through in parts.
   constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
   const int64_t across = a.transposed ? k : m;  // the rows of A in memory
-  if (across > 1 && std::max(a.matrix.row_stride * across, a.transposed ? 0 : d.row_stride * m) > kMost) {
+  const int64_t beside = !a.transposed ? d.row_stride * m : b.transposed ? 0 : b.matrix.row_stride * k;
+  if (across > 1 && std::max(a.matrix.row_stride * across, beside) > kMost) {
     const int64_t half = std::max<int64_t>(1, across / 2 / 128 * 128), rest = across - half;
     const auto part = [&](int64_t begin, int64_t count, bool add) {
       const Operand rows{a.matrix.row_slice(begin, count), a.transposed};

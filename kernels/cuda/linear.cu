@@ -146,6 +146,7 @@ void CudaOps::linear_forward(const Tensor& y, const Tensor& u, const Tensor& x, 
   cuda::expect_weight(linear.weight, "linear weight", out, in);
   cuda::expect(x, "linear x", activation_, tokens, in);
   cuda::expect(y, "linear y", activation_, tokens, out);
+  if (tokens == 0) return;
   const bool adapted = !linear.adapters.empty();
   const auto multiply = [&](const Tensor& to, const Tensor& matrix, bool add) {
     if (cuda::few_rows(to, x, matrix))
@@ -169,6 +170,7 @@ void CudaOps::linear_backward(const Tensor& d_x, const LinearGradient& gradient,
   cuda::expect_weight(linear.weight, "linear weight", out, in);
   cuda::expect(d_y, "linear d_y", activation_, tokens, out);
   if (d_x) cuda::expect(d_x, "linear d_x", activation_, tokens, in);
+  if (tokens == 0) return;
   if (gradient.adapters.size() != linear.adapters.size())
     fail_internal("{} gradients for the {} adapters of a linear", gradient.adapters.size(),
                   linear.adapters.size());

@@ -214,3 +214,18 @@ TEST_CASE("decoding on the GPU: recorded repetitions give the bits of steps that
       CHECK(toy.llama.extend({&of_copy, 1}) == toy.llama.extend({&of_first, 1}));
     }
 }
+
+TEST_CASE("a full cache that evicts nothing refuses a step on the GPU, also one that would be repeated") {
+  constexpr int64_t kCapacity = 70, kContext = 120;  // the last six steps are one recording
+  const LlamaConfig config = toy_config();
+  ToyModel toy(make_ops("cuda", "bf16"), config, lora_plus(config, {"q"}), kContext, Recompute::block(),
+               kMlpTile, kContext);
+  KvCache cache(toy.llama.ops(), config, {kCapacity, false, {}, KvPositions::original}, kContext);
+  const Batch text = toy_batch({kContext}, config.vocab_size, 3);
+  const auto step = [&](int64_t at) {
+    const Continuation one{std::span(text.ids).subspan(static_cast<size_t>(at), 1), &cache};
+    toy.llama.absorb({&one, 1});
+  };
+  for (int64_t i = 0; i < kCapacity; ++i) step(i);
+  CHECK_THROWS_AS(step(kCapacity), Error);
+}

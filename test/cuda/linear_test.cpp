@@ -214,6 +214,17 @@ TEST_CASE("linear with odd widths and unaligned slices") {
   }
 }
 
+TEST_CASE("a linear of no rows does nothing") {
+  for (const DType type : {DType::f32, DType::bf16}) {
+    Ops& gpu = type == DType::f32 ? *backends().f32 : *backends().bf16;
+    void* const memory = gpu.allocate(64 * 64 * 4);
+    const Tensor weight(memory, type, {64, 64}, Device::cuda), none(memory, type, {0, 64}, Device::cuda);
+    CHECK_NOTHROW(gpu.linear_forward(none, {}, none, {weight, {}}));
+    CHECK_NOTHROW(gpu.linear_backward(none, {}, none, none, {}, {weight, {}}));
+    gpu.release(memory);
+  }
+}
+
 TEST_CASE("LoRA ranks from 1 to 64") {
   for (const int64_t rank : {1, 4, 8, 16, 64}) {
     CAPTURE(rank);

@@ -1,6 +1,7 @@
 #include "base/files.h"
 
 #include <fcntl.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <unistd.h>
@@ -138,6 +139,16 @@ void AtomicDirectory::commit() {
   }
   sync_path(final_.parent_path());
 }
+
+DirectoryLock::DirectoryLock(const fs::path& folder)
+    : descriptor_(::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)) {
+  if (descriptor_ < 0) fail_input("{}: cannot use it as a directory: {}", folder.string(), reason());
+  if (::flock(descriptor_, LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK) return;
+  ::close(descriptor_);
+  fail_usage("{}: another run is writing there; wait for its end, or choose another output directory",
+             folder.string());
+}
+DirectoryLock::~DirectoryLock() { ::close(descriptor_); }
 
 void remove_leftovers(const fs::path& folder, std::initializer_list<std::string_view> names) {
   std::error_code error;

@@ -87,6 +87,20 @@ class AtomicDirectory {
   std::filesystem::path final_, temporary_;
 };
 
+// Keeps a folder from a second process that would lock it, until it dies or ends. A file system that has no
+// locks keeps nobody out.
+class DirectoryLock {
+ public:
+  // Throws Error(usage) when another process holds `folder`, Error(input) when it is no folder.
+  explicit DirectoryLock(const std::filesystem::path& folder);
+  ~DirectoryLock();
+  DirectoryLock(const DirectoryLock&) = delete;
+  DirectoryLock& operator=(const DirectoryLock&) = delete;
+
+ private:
+  int descriptor_ = -1;
+};
+
 // Removes what writers that were killed have left in `folder` under temporary names for one of these names
 // (or for names that begin so).
 void remove_leftovers(const std::filesystem::path& folder, std::initializer_list<std::string_view> names);

@@ -1,11 +1,5 @@
 #include "data/tokenize_run.h"
 
-#include <fcntl.h>
-#include <sys/file.h>
-#include <unistd.h>
-
-#include <cerrno>
-#include <cstring>
 #include <set>
 #include <system_error>
 
@@ -51,31 +45,19 @@ TokenizeRun::TokenizeRun(fs::path out, Json run)
     : out_(std::move(out)), work_(out_ / ".tmp-tokenize"), run_(std::move(run)) {
   std::error_code error;
   created_ = fs::create_directories(out_, error);
-  lock_ = ::open(out_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  if (lock_ < 0) fail_input("{}: cannot use it as a directory: {}", out_.string(), std::strerror(errno));
-  try {
-    if (::flock(lock_, LOCK_EX | LOCK_NB) != 0)
-      fail_usage("{}: another run is writing there (or cannot lock it: {})", out_.string(),
-                 std::strerror(errno));
-    if (fs::exists(out_ / kUnfinishedState)) {
-      read_state();
-    } else if (fs::exists(out_ / kManifestName)) {
-      read_finished();
-    } else {
-      for (const auto& entry : fs::directory_iterator(out_))
-        if (entry.path() != work_)
-          fail_usage("{}: not empty; choose another output directory", out_.string());
-    }
-    if (finished_) return;
-    fs::create_directory(work_, error);
-    if (error) fail_input("{}: cannot write there: {}", out_.string(), error.message());
-  } catch (...) {
-    ::close(lock_);
-    throw;
+  lock_.emplace(out_);
+  if (fs::exists(out_ / kUnfinishedState)) {
+    read_state();
+  } else if (fs::exists(out_ / kManifestName)) {
+    read_finished();
+  } else {
+    for (const auto& entry : fs::directory_iterator(out_))
+      if (entry.path() != work_) fail_usage("{}: not empty; choose another output directory", out_.string());
   }
+  if (finished_) return;
+  fs::create_directory(work_, error);
+  if (error) fail_input("{}: cannot write there: {}", out_.string(), error.message());
 }
-
-TokenizeRun::~TokenizeRun() { ::close(lock_); }
 
 void TokenizeRun::refuse_other(const Json& found) const {
   if (found == run_) return;

@@ -3,8 +3,10 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <optional>
 #include <vector>
 
+#include "base/files.h"
 #include "base/json.h"
 #include "data/documents.h"
 #include "data/manifest.h"
@@ -24,9 +26,6 @@ class TokenizeRun {
   // Locks `out` against a second run, and reads what an earlier start of this run left. `run` describes the
   // run: inputs, options, tokenizer. Throws Error(usage) when `out` holds something else.
   TokenizeRun(std::filesystem::path out, Json run);
-  ~TokenizeRun();
-  TokenizeRun(const TokenizeRun&) = delete;
-  TokenizeRun& operator=(const TokenizeRun&) = delete;
 
   bool finished() const { return finished_; }  // `out` holds the whole result already
   const std::vector<ShardEntry>& shards() const { return shards_; }
@@ -45,7 +44,7 @@ class TokenizeRun {
 
   std::filesystem::path out_, work_;
   Json run_;
-  int lock_ = -1;
+  std::optional<DirectoryLock> lock_;
   bool created_ = false, finished_ = false;
   std::vector<ShardEntry> shards_;
   std::vector<RunPosition> positions_;  // after each shard

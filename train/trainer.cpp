@@ -8,6 +8,7 @@
 #include <csignal>
 #include <optional>
 
+#include "base/files.h"
 #include "base/progress.h"
 #include "data/tokenizer.h"
 #include "eval/perplexity.h"
@@ -342,9 +343,13 @@ ExitCode train(const TrainOptions& options) {
 }
 
 ExitCode train(const TrainOptions& options, Ops& ops, Communicator& ranks) {
+  std::optional<DirectoryLock> lock;  // two runs would remove each other's checkpoints
   std::unique_ptr<Trainer> trainer;
   try {  // first: nothing is loaded before it is known that results can be kept
-    if (ranks.rank() == 0) prepare_output(options);
+    if (ranks.rank() == 0) {
+      prepare_output(options);
+      lock.emplace(options.out);
+    }
     trainer = std::make_unique<Trainer>(options, ops, ranks);
   } catch (const std::exception& error) {
     ranks.abort(error.what());

@@ -85,6 +85,22 @@ TEST_CASE("atomic files and folders appear whole or not at all") {
   CHECK_THROWS_AS(AtomicDirectory(folder / "d"), Error);
 }
 
+TEST_CASE("a locked folder keeps a second writer out, until the first one ends") {
+  const TemporaryDirectory folder;
+  {
+    const DirectoryLock first(folder.path());
+    try {
+      const DirectoryLock second(folder.path());
+      FAIL("locked twice");
+    } catch (const Error& error) {
+      CHECK(error.code == ExitCode::usage);
+      CHECK(std::string(error.what()).find("another run is writing there") != std::string::npos);
+    }
+  }
+  CHECK_NOTHROW(DirectoryLock(folder.path()));
+  CHECK_THROWS_AS(DirectoryLock(folder / "none"), Error);
+}
+
 TEST_CASE("hashes equal published values") {
   CHECK(sha256(std::as_bytes(std::span(std::string_view("abc")))) ==
         "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");

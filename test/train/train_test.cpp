@@ -3,6 +3,7 @@
 #include <cmath>
 #include <fstream>
 
+#include "base/files.h"
 #include "base/hash.h"
 #include "base/json.h"
 #include "base/random.h"
@@ -101,6 +102,19 @@ TEST_CASE("a stopped and resumed run equals a straight one bit for bit") {
       CHECK(timeless_metrics(straight.out) == timeless_metrics(rest.out));
     }
   }
+}
+
+TEST_CASE("a second run in the same folder is refused and touches nothing") {
+  const TemporaryDirectory folder;
+  write_inputs(folder);
+  const TrainOptions options = base_options(folder, "run");
+  std::filesystem::create_directories(options.out / ".tmp-step-00000001");  // the first run is saving
+  {
+    const DirectoryLock first_run(options.out);
+    CHECK_THROWS_AS(train(options), Error);
+    CHECK(std::filesystem::exists(options.out / ".tmp-step-00000001"));
+  }
+  CHECK(train(options) == ExitCode::ok);
 }
 
 TEST_CASE("training learns, and recompute and bf16 storage keep it on the same course") {

@@ -27,6 +27,9 @@ struct PerplexityCommand {
 };
 
 void check(const PerplexityCommand& c) {
+  if (c.separate_documents && c.protocol != "blocks")
+    fail_usage("--separate-documents is for --protocol blocks: the windows of {} are cut from the text",
+               c.protocol);
   if (!c.cached) return;
   if (c.protocol != "blocks") fail_usage("--cache is for --protocol blocks, not {}", c.protocol);
   if (c.attention.kind != "full")
@@ -66,6 +69,11 @@ Json to_json(const PerplexityCommand& c, const Perplexity& result, const RopeSca
               {"rope_scaling", describe(rope)},
               {"data", c.data.string()},
               {"data_hash", data_hash}};
+  if (c.attention.kind != "full") record["group_ratio"] = c.attention.group_ratio;
+  if (c.attention.kind == "sf") {
+    record["shifted_heads"] = c.attention.shifted_heads;
+    record["sinks"] = c.attention.sinks;
+  }
   if (c.cached) {
     add_cache(record, c.cache);
     record["cache_chunk"] = c.chunk;
@@ -153,13 +161,17 @@ void add_eval(CLI::App& app) {
   auto* attention = verb->add_option_group("Attention");
   add_choice(*attention, "--attention", command->attention.kind, "full unless you study a training pattern",
              {"full", "fixed", "s2", "s2-wrap", "sf"});
-  add_number(*attention, "--group-ratio", command->attention.group_ratio, "", 1e-6, 1);
-  add_number(*attention, "--shifted-heads", command->attention.shifted_heads, "", 0, 1);
-  add_count(*attention, "--sinks", command->attention.sinks, "");
+  auto* pattern = attention->get_option("--attention");
+  add_number(*attention, "--group-ratio", command->attention.group_ratio, "", 1e-6, 1)->needs(pattern);
+  add_number(*attention, "--shifted-heads", command->attention.shifted_heads, "", 0, 1)->needs(pattern);
+  add_count(*attention, "--sinks", command->attention.sinks, "")->needs(pattern);
   auto* cache = add_cache_options(*verb, command->cache, "--cache-sinks");
   add_count(*cache, "--cache-chunk", command->chunk,
             "tokens that see the cache and one another, then enter it; 1: as a text is generated", 1,
             1 << 20);
+  // Without --cache they would change nothing, and look as if they cost nothing.
+  for (CLI::Option* option : cache->get_options())
+    if (option != cache->get_option("--cache")) option->needs(cache->get_option("--cache"));
   verb->add_option("--json", command->json, "write the result as JSON to FILE, - for standard output")
       ->type_name("FILE");
   verb->footer(

@@ -4,12 +4,15 @@
 #include <memory>
 
 #include "base/error.h"
+#include "base/hash.h"
 #include "cli/cache_options.h"
 #include "cli/inference_options.h"
 #include "cli/output.h"
 #include "cli/verbs.h"
+#include "comm/agreement.h"
 #include "eval/long_chat.h"
 #include "eval/passkey.h"
+#include "train/ranks.h"
 
 namespace sinklora {
 namespace {
@@ -20,7 +23,7 @@ struct RetrievalCommand {
   RetrievalOptions retrieval;
   CacheOptions cache;
   std::filesystem::path tokenizer, plot;
-  std::string form = "none", json;
+  std::string form = "none", json, gpus = "1";
   int64_t seed = 1;
   std::vector<std::filesystem::path> books;
   BookQuestionOptions questions;
@@ -45,7 +48,7 @@ RetrievalTask make_task(const RetrievalCommand& c, const Tokenizer& tokenizer) {
   return worded_task(tokenizer, instruction_template(c.form), std::move(writer));
 }
 
-Json to_json(const RetrievalCommand& c, std::span<const RetrievalCell> cells) {
+Json to_json(const RetrievalCommand& c, std::span<const RetrievalCell> cells, const RopeScaling& rope) {
   Json list = Json::array();
   int64_t trials = 0, correct = 0;
   for (const RetrievalCell& cell : cells) {
@@ -62,9 +65,34 @@ Json to_json(const RetrievalCommand& c, std::span<const RetrievalCell> cells) {
       {"protocol", c.protocol}, {"context", c.inference.context},
       {"trials", trials},       {"accuracy", static_cast<double>(correct) / static_cast<double>(trials)},
       {"cells", list},          {"attention", "full"}};
+  record["rope_scaling"] = describe(rope);
+  if (c.protocol != "passkey") {
+    record["template"] = c.form;
+    record["seed"] = c.seed;
+  }
+  if (c.protocol == "questions") {
+    Json books = Json::array();
+    for (const auto& book : c.books)
+      books.push_back({{"file", book.string()}, {"sha256", sha256_of_file(book)}});
+    record["books"] = std::move(books);
+    record["facts"] = c.questions.facts;
+    record["held_out"] = c.questions.held_out;
+  }
   add_cache(record, c.cache);
   add_origin(record, c.inference);
   return record;
+}
+
+void report(const RetrievalCommand& c, std::span<const RetrievalCell> cells, const RopeScaling& rope) {
+  if (!c.plot.empty())
+    write_heat_map(c.plot, fmt::format("Retrieval ({}), % of the answers right", c.protocol), cells);
+  if (write_result(c.json, to_json(c, cells, rope))) return;
+  for (const RetrievalCell& cell : cells)
+    fmt::print("{:>7} tokens ({:.0f})  depth {:>6}  {}/{}\n", cell.wanted_tokens, cell.tokens,
+               cell.depth               ? fmt::format("{:.2f}", *cell.depth)
+               : c.protocol == "topics" ? "first"
+                                        : "random",
+               cell.correct, cell.trials);
 }
 
 void run(RetrievalCommand& c) {
@@ -79,18 +107,21 @@ void run(RetrievalCommand& c) {
         "--context {}: the longest prompt and its answer have {} tokens; give that or a smaller --max-tokens",
         c.inference.context, longest);
   const KvCachePolicy policy = make_cache_policy(c.cache, c.inference.context);
-  const LoadedModel loaded = load_for_inference(c.inference);
-  CachedSession session(*loaded.llama, policy);
-  const auto cells = measure_retrieval(session, task, c.retrieval, c.json != "-");
-  if (!c.plot.empty())
-    write_heat_map(c.plot, fmt::format("Retrieval ({}), % of the answers right", c.protocol), cells);
-  if (write_result(c.json, to_json(c, cells))) return;
-  for (const RetrievalCell& cell : cells)
-    fmt::print("{:>7} tokens ({:.0f})  depth {:>6}  {}/{}\n", cell.wanted_tokens, cell.tokens,
-               cell.depth               ? fmt::format("{:.2f}", *cell.depth)
-               : c.protocol == "topics" ? "first"
-                                        : "random",
-               cell.correct, cell.trials);
+  RankOptions options;
+  options.device = c.inference.device;
+  options.precision = c.inference.precision;
+  options.gpus = c.gpus;
+  options.quiet = c.json == "-";
+  const int code = run_on_ranks(options, [&](const RankPlace& place) {
+    agree(place.ranks, {{"commit", built_commit()}}, "before evaluating");
+    const auto model = load_for_inference(c.inference, *place.ops);
+    CachedSession session(*model, policy);
+    const bool first = place.ranks.rank() == 0;
+    const auto cells = measure_retrieval(session, task, c.retrieval, first && c.json != "-", &place.ranks);
+    if (first) report(c, cells, model->config().rope);
+    return ExitCode::ok;
+  });
+  if (code != 0) throw CLI::RuntimeError(code);
 }
 
 CLI::App* add_retrieval(CLI::App& eval, const std::string& name, const std::string& help,
@@ -118,6 +149,7 @@ CLI::App* add_retrieval(CLI::App& eval, const std::string& name, const std::stri
                {"none", "llama2", "alpaca"});
     add_count(*group, "--seed", c.seed, "equal seeds ask equal questions");
   }
+  add_gpus(*group, c.gpus, "processes on this machine, each with its share of the trials");
   group->add_option("--plot", c.plot, "write a heat map of length and depth as SVG to FILE")
       ->type_name("FILE");
   auto* cache = add_cache_options(*verb, c.cache);

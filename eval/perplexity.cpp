@@ -187,7 +187,7 @@ std::vector<int64_t> sliding_starts(int64_t length, int64_t context, int64_t str
   for (int64_t start = 0; start < length - context; start += stride) starts.push_back(start);
   if (rule == SlidingRule::eval && !starts.empty()) starts.pop_back();
   if (starts.empty())
-    fail_input("the sliding protocol needs more than {} tokens (context{}); the data has {}",
+    fail_input("windows that slide need more than {} tokens (context{}); the data has {}",
                context + (rule == SlidingRule::eval ? stride : 0),
                rule == SlidingRule::eval ? " + stride" : "", length);
   return starts;

@@ -46,7 +46,8 @@ int64_t retrieval_context(const RetrievalTask& task, const RetrievalOptions& opt
 }
 
 std::vector<RetrievalCell> measure_retrieval(Session& session, const RetrievalTask& task,
-                                             const RetrievalOptions& options, bool show_progress) {
+                                             const RetrievalOptions& options, bool show_progress,
+                                             Communicator* ranks) {
   const std::vector<std::optional<double>> depths = depths_of(options);
   const int64_t lengths = options.max_tokens / options.interval;
   std::optional<Progress> progress;
@@ -55,19 +56,26 @@ std::vector<RetrievalCell> measure_retrieval(Session& session, const RetrievalTa
                      static_cast<double>(lengths * options.trials) * static_cast<double>(depths.size()),
                      "trials");
   std::vector<RetrievalCell> cells;
+  const int64_t rank = ranks ? ranks->rank() : 0, world_size = ranks ? ranks->world_size() : 1;
+  std::vector<double> correct;  // of each cell, by this rank
   int64_t done = 0;
   for (int64_t length = 1; length <= lengths; ++length)
     for (const auto& depth : depths) {
       RetrievalCell cell{
           .wanted_tokens = length * options.interval, .depth = depth, .trials = options.trials};
+      double right = 0;
       for (int64_t trial = 0; trial < options.trials; ++trial) {
         const RetrievalPrompt prompt = task(cell.wanted_tokens, trial, depth);
-        cell.correct += answers(session, prompt);
+        if (done % world_size == rank) right += answers(session, prompt);
         cell.tokens += static_cast<double>(prompt.ids.size()) / static_cast<double>(options.trials);
-        if (progress) progress->update(static_cast<double>(++done));
+        ++done;
+        if (progress) progress->update(static_cast<double>(done));
       }
       cells.push_back(cell);
+      correct.push_back(right);
     }
+  if (ranks) ranks->sum_on_host(correct);
+  for (size_t i = 0; i < cells.size(); ++i) cells[i].correct = static_cast<int64_t>(correct[i]);
   return cells;
 }
 

@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "comm/communicator.h"
 #include "infer/session.h"
 
 namespace sinklora {
@@ -41,8 +42,10 @@ struct RetrievalCell {
 // Tokens of the longest prompt and its answer.
 int64_t retrieval_context(const RetrievalTask& task, const RetrievalOptions& options);
 // A trial is right when the likeliest tokens are exactly those of the answer. Cells by length, then depth.
+// Trials go round the ranks, and every rank gets all cells.
 std::vector<RetrievalCell> measure_retrieval(Session& session, const RetrievalTask& task,
-                                             const RetrievalOptions& options, bool show_progress);
+                                             const RetrievalOptions& options, bool show_progress,
+                                             Communicator* ranks = nullptr);
 // Lengths from left to right, depths from top to bottom, as an SVG file.
 void write_heat_map(const std::filesystem::path& path, const std::string& title,
                     std::span<const RetrievalCell> cells);

@@ -167,3 +167,28 @@ TEST_CASE("program: eval lines, topics and questions, with every cache policy") 
     }
   CHECK(run_program("eval topics --depths 3" + model).exit_code == 2);
 }
+
+TEST_CASE("program: trials shared by several processes give the record of one, which says what was asked") {
+  const TemporaryDirectory folder;
+  write_file(folder / "book.txt", "It was late. The rain fell on the harbour, and nobody spoke. ");
+  const std::string common = " --trials 5 --depths 3 --max-tokens 1400 --interval 700 --model " +
+                             std::string(SINKLORA_SOURCE_DIR) + "/assets/tiny-llama --json - --gpus ";
+  for (const std::string& verb :
+       {std::string("passkey"),
+        "questions --template alpaca --seed 3 --facts 2 --books " + (folder / "book.txt").string()}) {
+    const ProgramRun alone = run_program("eval " + verb + common + "1"),
+                     three = run_program("eval " + verb + common + "3");
+    CAPTURE(three.output);
+    REQUIRE(three.exit_code == 0);
+    CHECK(three.output == alone.output);
+    const Json record = parse_json(alone.output, "output");
+    CHECK(record.at("trials") == 30);
+    CHECK(record.at("rope_scaling").get<std::string>().rfind("linear x", 0) == 0);
+    if (verb == "passkey") continue;
+    CHECK(record.at("template") == "alpaca");
+    CHECK(record.at("seed") == 3);
+    CHECK(record.at("facts") == 2);
+    CHECK(record.at("held_out") == false);
+    CHECK(record.at("books").at(0).at("sha256").get<std::string>().size() == 64);
+  }
+}

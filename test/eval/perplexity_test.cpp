@@ -122,11 +122,11 @@ TEST_CASE("a stream without a whole window is refused") {
         .windows;
   };
   CHECK_THROWS_WITH_AS(measure(kContext + 8, SlidingRule::eval),
-                       "the sliding protocol needs more than 48 tokens (context + stride); the data has 48",
+                       "windows that slide need more than 48 tokens (context + stride); the data has 48",
                        Error);
   CHECK(measure(kContext + 9, SlidingRule::eval) == 1);
   CHECK_THROWS_WITH_AS(measure(kContext, SlidingRule::distributed),
-                       "the sliding protocol needs more than 40 tokens (context); the data has 40", Error);
+                       "windows that slide need more than 40 tokens (context); the data has 40", Error);
   CHECK(measure(kContext + 1, SlidingRule::distributed) == 1);
 }
 
@@ -279,4 +279,13 @@ TEST_CASE("eval ppl records what it measured; --gpus changes nothing; a cache on
             .find("--cache is for --protocol blocks") != std::string::npos);
   CHECK(measure("--cache h2o --attention s2", 2).get<std::string>().find("--attention s2") !=
         std::string::npos);
+  const Json sf = measure("--attention sf --sinks 8 --group-ratio 0.5 --shifted-heads 0.5");
+  CHECK(sf.at("sinks") == 8);
+  CHECK(sf.at("group_ratio") == 0.5);
+  CHECK(sf.at("shifted_heads") == 0.5);
+  CHECK(!one.contains("sinks"));
+  // Options that would change nothing.
+  for (const char* idle : {"--cache-budget 0.2", "--cache-chunk 4", "--sinks 8", "--group-ratio 0.5",
+                           "--protocol sliding --separate-documents"})
+    CHECK_MESSAGE(measure(idle, 2).is_string(), idle);
 }

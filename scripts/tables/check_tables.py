@@ -6,7 +6,8 @@
 Of each script, with folders that hold nothing: the commands of --dry-run have a verb and options that the program's --help knows, words
 it allows and everything it requires; a dry run leaves every file as it was; the cost in the script's header is what the dry run adds up;
 published numbers stand in cells that the table has. With a stand-in for the program: a second run calls it for nothing, a run whose last
-record is lost calls it once, a program that fails leaves no record. The published numbers of SinkLoRA's table 7 make its 92 % and 39 %.
+record is lost calls it once, a program that fails leaves no record, and records of another precision or other data are not taken.
+The published numbers of SinkLoRA's table 7 make its 92 % and 39 %.
 miniature.py's commands are checked as well. Prints every breach; exit code 1 if there is one.
 """
 import argparse
@@ -179,6 +180,19 @@ class Scripts:
             if ended.returncode or calls != wanted:
                 say(f"{script}: one record lost, and {calls} commands run instead of {wanted}: {ended.stderr[-300:]}")
 
+    def check_other_inputs(self, script: str) -> None:
+        """Old records are not passed off as results of another precision or of other data."""
+        if "--precision was bf16" not in self.run(script, self.stand_in, "out", "--precision", "fp32").stderr:
+            say(f"{script}: records of another precision are taken")
+        data = self.folder / "data" / DATA[0]
+        before = data.read_bytes()
+        data.write_bytes(before + b"more")
+        if DATA[0] not in self.run(script, self.stand_in, "out").stderr:
+            say(f"{script}: records of other data are taken")
+        data.write_bytes(before)
+        if self.run(script, self.stand_in, "out").returncode or self.called():
+            say(f"{script}: inputs are as they were, and its records are not taken")
+
     def check_failure(self, script: str) -> None:
         ended = self.run(script, "false", "out-failed")
         if ended.returncode == 0 or (self.folder / "out-failed" / "records.jsonl").exists():
@@ -236,6 +250,7 @@ def main() -> None:
             scripts.check_dry(script, importlib.import_module(script).__doc__)
             scripts.check_restart(script)
         scripts.check_lost_record(found[-1])
+        scripts.check_other_inputs(found[-1])
         scripts.check_failure(found[0])
         scripts.check_miniature()
     check_ratios()

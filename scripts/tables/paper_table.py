@@ -16,6 +16,7 @@ import json
 import math
 import pathlib
 import shlex
+import signal
 import statistics
 import subprocess
 import sys
@@ -297,7 +298,7 @@ class Paper:
             return "generate", ["--prompt-file", self.args.data / column.data, "--context", context,
                                 "--max-new-tokens", 512 // self.args.shrink], "decode_tokens_per_s"
         trials = ["--template", "llama2", "--trials", 50] if column.kind == "topics" else ["--trials", 10]
-        return f"eval {column.kind}", ["--max-tokens", context, "--interval", context, *trials], "accuracy"
+        return f"eval {column.kind}", ["--max-tokens", context, "--interval", context, *trials, "--gpus", self.args.gpus], "accuracy"
 
     def reason(self, row: Row) -> str:
         """Why a row is not run; empty if it is."""
@@ -326,8 +327,10 @@ class Paper:
         return sorted(str(path) for path in wanted if not path.exists())
 
     def make(self) -> None:
-        if not self.args.dry_run and self.missing():
-            sys.exit("not there: " + ", ".join(self.missing()))
+        if not self.args.dry_run:
+            if self.missing():
+                sys.exit("not there: " + ", ".join(self.missing()))
+            self.keep_inputs()
         found: dict = {}
         for row in self.table.rows:
             if self.reason(row):
@@ -344,6 +347,18 @@ class Paper:
             print(f"# {self.table.name}: about {sum(self.hours.values()):,.0f} GPU-hours left ({cost})")
         else:
             print(self.write(found))
+
+    def keep_inputs(self) -> None:
+        """Records do not say what they were made from: this folder's precision, device and data are those of its first run."""
+        path = self.out / "inputs.json"
+        files = sorted(f for f in self.args.data.rglob("*") if f.suffix in (".bin", ".json", ".jsonl", ".h5"))
+        now = {"--precision": self.args.precision, "--device": self.args.device} | {str(f): f.stat().st_size for f in files}
+        before = json.loads(path.read_text()) if path.exists() else {}
+        changed = [f"{name} was {before[name]} and is {value}" for name, value in now.items() if before.get(name, value) != value]
+        if changed:
+            sys.exit(f"{self.out} holds results of something else: " + "; ".join(changed) + ". Take another --out, or put it back")
+        self.out.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(before | now, indent=1))
 
     def write(self, found: dict) -> str:
         text = markdown(self.table, found, {row.name: self.reason(row) for row in self.table.rows})
@@ -424,4 +439,7 @@ def main(table: Table, description: str) -> None:
         p.error("--folder wants NAME=FOLDER")
     if args.gpus < 1 or args.shrink < 1 or args.stride < 1:
         p.error("--gpus, --shrink and --stride are at least 1")
+    if args.rows and not any(word in row.name for row in table.rows for word in args.rows):
+        p.error(f"--rows {' '.join(args.rows)}: no row has such a name; there are: " + ", ".join(row.name for row in table.rows))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # subprocess.run ends its child then
     Paper(table, args).make()

@@ -66,8 +66,9 @@ def read_records(path):
     plain = path.with_suffix("") if path.suffix in packed else path
     if path.suffix == ".zst":
         fail(f"{path}: unpack it first (zstd -d {path.name})")
+    place = str(path)
     try:
-        with open_file(path, "rt", encoding="utf-8") as file:
+        with open_file(path, "rt", encoding="utf-8-sig") as file:
             if plain.suffix == ".json":
                 elements = json.load(file)
                 if not isinstance(elements, list):
@@ -76,10 +77,11 @@ def read_records(path):
                     yield f"{path}: record {number}", element
             else:
                 for number, line in enumerate(file, 1):
+                    place = f"{path}: line {number}"
                     if line.strip():
                         yield f"{path}: line {number}", json.loads(line)
     except (OSError, EOFError, lzma.LZMAError, UnicodeDecodeError, ValueError) as error:
-        fail(f"{path}: {error}")
+        fail(f"{place}: {error}")
 
 
 def text_of(record, *keys):
@@ -142,6 +144,7 @@ def normalized(part, record, arguments):
         pair = (asked + "\nAnswer:", answer) if found else None
     if not pair or not pair[0].strip() or not pair[1].strip():
         return None
+    "".join(pair).encode()  # fails here, where the place is known, on half a surrogate pair
     if part == "longqa" and len(pair[0].encode()) < arguments.shortest_longqa:
         return None
     return pair
@@ -169,7 +172,7 @@ def take(part, files, wanted, taken, arguments):
             facts["records"] += 1
             try:
                 pair = normalized(part, record, arguments)
-            except (KeyError, TypeError, AttributeError, IndexError) as error:
+            except (KeyError, TypeError, AttributeError, IndexError, UnicodeEncodeError) as error:
                 fail(f"{place}: not understood as {part} ({type(error).__name__}: {error})")
             if not pair:
                 facts["unusable"] += 1
@@ -226,6 +229,11 @@ def parse_arguments():
     arguments = parser.parse_args()
     if arguments.generate_missing and not arguments.books:
         parser.error("--generate-missing asks questions about --books: name some")
+    for path in [file for part in PARTS for file in getattr(arguments, part.replace("-", "_"))] + arguments.books:
+        if not path.is_file():
+            parser.error(f"{path}: no such file")
+    if not arguments.out.parent.is_dir():
+        parser.error(f"--out {arguments.out}: no such folder")
     if arguments.total < 1:
         parser.error("--total must be at least 1")
     return arguments

@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <map>
 
+#include "base/files.h"
 #include "base/hash.h"
 #include "base/json.h"
 #include "test/data/fixtures.h"
@@ -185,4 +186,26 @@ TEST_CASE("LongAlpaca-plus: broken files are errors that name file and place") {
   broken("{\"question_text\": ");
   broken("{\"question_text\": \"q\", \"document_text\": \"d\", \"annotations\": [7]}\n");
   broken("\xff\xfe");
+  const std::string answered = "{\"instruction\": \"Who?\", \"output\": \"She.\"}\n";
+  broken("{\"instruction\": \"Who?\", \"output\": \"\\ud800\"}\n");  // half a surrogate pair
+  write_file(sources.folder / "nq.jsonl", answered + "{\"instruction\": ");
+  CHECK(build(sources.all() + sources.out() + " --total 28").output.find("nq.jsonl: line 2") !=
+        std::string::npos);
+}
+
+TEST_CASE(
+    "LongAlpaca-plus: a byte-order mark is read over; what is not there is said before anything is read") {
+  if (!has_python()) return;
+  const Sources sources(false);
+  const std::string text = read_text(sources.folder / "nq.jsonl", 1 << 20);
+  write_file(sources.folder / "nq.jsonl", "\xef\xbb\xbf" + text);
+  CHECK(build(sources.all() + sources.out() + " --total 28").exit_code == 0);
+  const ProgramRun nowhere =
+      build(sources.all() + " --total 28 --out " + (sources.folder / "none/out.json").string());
+  CHECK(nowhere.exit_code == 2);
+  CHECK(nowhere.output.find("no such folder") != std::string::npos);
+  const ProgramRun nothing =
+      build(sources.all() + sources.out() + " --books " + (sources.folder / "none.txt").string());
+  CHECK(nothing.exit_code == 2);
+  CHECK(nothing.output.find("none.txt: no such file") != std::string::npos);
 }

@@ -6,11 +6,12 @@
 
 A pretrains a LLaMA of 41.7M parameters on novels at context 1024 (every weight), then extends it to 4096. B extends
 SmolLM2-135M, trained at 8192, to 32,768 on novels and mathematics. Both by position interpolation (x4), a row for every pattern,
-evaluated with full attention on held-out texts. DIR holds train/ and heldout/, as scripts/assets/prepare_texts.py makes them.
+evaluated with full attention on held-out texts. In B interpolation hurts the model so much that the rows, which are short, cannot
+mend it: first every weight settles into the new positions, on rows of 4096; every row goes on from there. DIR holds train/ and heldout/, as scripts/assets/prepare_texts.py makes them.
 
 Rows are run in the order of their weight; a row that is in RUN/rows.jsonl is not run again, and --minutes stops before the row that
 would end too late: start it again to go on. --dry-run prints the commands. RUN/table.md is rewritten after every row.
-Cost: 9 minutes each on one H100 (0.15 GPU-hours). Python 3, nothing else.
+Cost: A 9 minutes on one H100 (0.15 GPU-hours), B 28, of which the first four rows take 8. Python 3, nothing else.
 """
 import argparse
 import concurrent.futures
@@ -38,6 +39,7 @@ class Row:
     options: str  # of `train`
     seed: int = 1
     trainable: str = "lora+"
+    scaling: str = "linear:4"  # another one starts from the untuned model
 
 
 def rows(table: str) -> list[Row]:
@@ -55,7 +57,8 @@ def rows(table: str) -> list[Row]:
         Row("sf-4, LoRA", sf(4), trainable="lora"), Row("sf-4, every weight", sf(4), trainable="full"),
         Row("full, every weight", "--attention full", trainable="full")]
     again = [dataclasses.replace(row, seed=2) for row in main]
-    return main + again + others if table == "A" else main + others[:4] + again + others[4:]
+    yarn = Row("sf-64, YaRN x4, not settled", sf(64), scaling="yarn:4")
+    return main + again + others if table == "A" else main + [yarn] + others[:4] + again + others[4:]
 
 
 class Runner(Commands):
@@ -98,7 +101,8 @@ class Runner(Commands):
             return {"step_ms": 0, "mem_gib": 0, "checkpoint": out / "step"}
         return {**training_summary(out), "checkpoint": sorted(out.glob("step-*"))[-1]}
 
-    def table(self, todo: list[Row], model, untuned: dict[str, str], data, settings: dict[str, list], lengths: dict) -> None:
+    def table(self, todo: list[Row], model, untuned: dict[str, tuple], data, settings: dict[str, list], lengths: dict) -> None:
+        """Rows go on from `model`. `untuned`: models that are measured as they are, {row: (model, RoPE scaling)}; first the untuned one."""
         records = self.out / "rows.jsonl"
         known = read_records(records)
 
@@ -109,9 +113,13 @@ class Runner(Commands):
             append_record(records, entry)
             (self.out / "table.md").write_text(markdown(known, list(lengths)))
 
-        for name, scaling in untuned.items():
+        def file_name(name: str) -> str:
+            return "".join(c if c.isalnum() else "-" for c in name)
+
+        for name, (start, scaling) in untuned.items():
             if not any(entry["row"] == name for entry in known):
-                record({"row": name, "seed": 0, "ppl": self.evaluate(model, None, scaling, lengths, self.out / "eval" / f"untuned-{scaling}")})
+                record({"row": name, "seed": 0, "ppl": self.evaluate(start, None, scaling, lengths, self.out / "eval" / file_name(name))})
+        first = next(iter(untuned.values()))[0]
         longest = 0.0
         for row in todo:
             if any(entry["row"] == row.name and entry["seed"] == row.seed for entry in known):
@@ -120,13 +128,14 @@ class Runner(Commands):
                 print(f"{self.args.minutes} minutes do not hold another row: start again for the rest")
                 break
             begun = time.time()
-            name = "".join(c if c.isalnum() else "-" for c in row.name) + f"-{row.seed}"
-            trained = self.train(row, model, data, self.out / "runs" / name, settings[row.trainable])
+            name = f"{file_name(row.name)}-{row.seed}"
+            start = model if row.scaling == "linear:4" else first
+            trained = self.train(row, start, data, self.out / "runs" / name, [*settings[row.trainable], "--rope-scaling", row.scaling])
             checkpoint = trained.pop("checkpoint")
             if row.trainable == "full":
                 ppl = self.evaluate(checkpoint, None, "auto", lengths, self.out / "eval" / name)
             else:
-                ppl = self.evaluate(model, checkpoint, "", lengths, self.out / "eval" / name)
+                ppl = self.evaluate(start, checkpoint, "", lengths, self.out / "eval" / name)
             record({"row": row.name, "seed": row.seed, "trainable": row.trainable, "options": row.options, **trained, "ppl": ppl})
             longest = max(longest, time.time() - begun)
             print(f"{row.name}, seed {row.seed}: {ppl} in {time.time() - begun:.1f} s", flush=True)
@@ -153,11 +162,11 @@ def table_a(runner: Runner) -> None:
         runner.tokenize("novels", model, texts(args.books, "heldout", args.most), n)
     batch = 64 * 1024 // short // (1 if scale == 1 else 64)
     base = runner.train(Row("base", "--attention full", trainable="full"), model, short_data, runner.out / "runs" / "base",
-                        ["--init", "random", "--context", short, "--rope-scaling", "none", "--batch", batch, "--steps", args.pretrain, "--lr", 2e-3,
+                        ["--init", "random", "--context", short, "--rope-scaling", "none", "--batch", batch, "--steps", args.before, "--lr", 2e-3,
                          "--warmup", 60, "--schedule", "cosine", "--weight-decay", 0.1])["checkpoint"]
-    common = ["--context", context, "--rope-scaling", "linear:4", "--batch", 8 if scale == 1 else 1, "--steps", args.steps, "--warmup", 20]
+    common = ["--context", context, "--batch", 8 if scale == 1 else 1, "--steps", args.steps, "--warmup", 20]
     settings = {kind: [*common, "--lr", rate] for kind, rate in {"lora": 1e-3, "lora+": 1e-3, "full": 5e-4}.items()}
-    runner.table(rows("A"), base, {"untuned": "none", "untuned, PI x4": "linear:4"}, data, settings, {"novels": contexts})
+    runner.table(rows("A"), base, {"untuned": (base, "none"), "untuned, PI x4": (base, "linear:4")}, data, settings, {"novels": contexts})
 
 
 def table_b(runner: Runner) -> None:
@@ -169,9 +178,23 @@ def table_b(runner: Runner) -> None:
     for n in contexts:
         runner.tokenize("novels", args.model, texts(args.books, "heldout", min(4, args.most or 4)), n)
         runner.tokenize("maths", args.model, texts(args.maths, "heldout", args.most), n)
-    common = ["--context", context, "--rope-scaling", "linear:4", "--batch", 2 if args.shrink == 1 else 1, "--steps", args.steps, "--warmup", 5]
-    settings = {kind: [*common, "--lr", rate] for kind, rate in {"lora": 5e-4, "lora+": 5e-4, "full": 1e-4}.items()}
-    runner.table(rows("B"), args.model, {"untuned": "none", "untuned, PI x4": "linear:4"}, data, settings, {"novels": contexts, "maths": contexts})
+    short = context // 8
+    short_data = runner.tokenize("train", args.model, train, short)
+
+    def settled(name: str, scaling: str):
+        return runner.train(Row(name, "--attention full", trainable="full"), args.model, short_data, runner.out / "runs" / name,
+                            ["--context", short, "--rope-scaling", scaling, "--batch", 16 if args.shrink == 1 else 2, "--steps", args.before,
+                             "--lr", 1e-3, "--warmup", 100, "--schedule", "cosine", "--weight-decay", 0.1])["checkpoint"]
+
+    base = settled("settled", "linear:4")
+    untuned = {"untuned": (args.model, "none"), "untuned, PI x4": (args.model, "linear:4"), "settled, PI x4": (base, "auto")}
+    common = ["--context", context, "--batch", 2 if args.shrink == 1 else 1, "--steps", args.steps, "--warmup", 5, "--schedule", "cosine"]
+    settings = {kind: [*common, "--lr", rate] for kind, rate in {"lora": 1e-4, "lora+": 1e-4, "full": 5e-5}.items()}
+    lengths = {"novels": contexts, "maths": contexts}
+    runner.table(rows("B"), base, untuned, data, settings, lengths)
+    # What the same texts and steps do without interpolation: how much of a row's gain is adaptation to them.
+    if args.dry_run or time.time() + 120 < runner.end:
+        runner.table([], base, {"settled, no PI": (settled("settled-no-pi", "none"), "none")}, data, settings, lengths)
 
 
 def main() -> None:
@@ -187,7 +210,7 @@ def main() -> None:
     parser.add_argument("--precision", default="bf16", choices=["bf16", "fp32"])
     parser.add_argument("--minutes", type=float, default=29)
     parser.add_argument("--steps", type=int, help="of the extension (A: 200, B: 40)")
-    parser.add_argument("--pretrain", type=int, default=1000, help="A: steps of 65,536 tokens at the short context")
+    parser.add_argument("--before", type=int, help="steps of 65,536 tokens before: A's base, at 1024 (1000); B's settling, at 4096 (400)")
     parser.add_argument("--jobs", type=int, default=3, help="evaluations at a time")
     parser.add_argument("--shrink", type=int, default=1, help="contexts divided by this, for rehearsals")
     parser.add_argument("--most", type=int, help="texts of each part, for rehearsals")
@@ -198,12 +221,13 @@ def main() -> None:
     if args.table == "B" and not (args.maths and args.model):
         parser.error("B needs --maths and --model")
     args.steps = args.steps or {"A": 200, "B": 40}[args.table]
+    args.before = args.before or {"A": 1000, "B": 400}[args.table]
     runner = Runner(args)
     try:
         (table_a if args.table == "A" else table_b)(runner)
     except subprocess.TimeoutExpired:
         print(f"{args.minutes} minutes are over: start again for the rest")
-    if not args.dry_run:
+    if (runner.out / "table.md").exists():
         print((runner.out / "table.md").read_text())
 
 

@@ -12,6 +12,9 @@ import pathlib
 import statistics
 
 
+AS_THEY_ARE = ("untuned", "settled")  # how the names of rows begin that no pattern of attention has trained
+
+
 def merged(rows: list[dict]) -> dict[str, dict]:
     """By row name, in order of appearance: perplexities {text: {context: [of each seed]}} and the first seed's cost."""
     found: dict[str, dict] = {}
@@ -46,7 +49,7 @@ def markdown(rows: list[dict], texts: list[str]) -> str:
         cells = [name]
         cells += [spread(row["ppl"][text][c]) if c in row["ppl"].get(text, {}) else "" for text in texts for c in contexts[text]]
         for text in texts:
-            share = None if name.startswith("untuned") else gap(found, name, text, contexts[text][-1])
+            share = None if name.startswith(AS_THEY_ARE) else gap(found, name, text, contexts[text][-1])
             cells.append("" if share is None else f"{100 * share:.0f} %")
         base = found.get("s2", {}).get("step_ms")
         cells.append(f"{row['step_ms']:.1f}" if row["step_ms"] else "")
@@ -101,7 +104,7 @@ def plots(rows: list[dict], folder: pathlib.Path, name: str) -> None:
     found = merged(rows)
     folder.mkdir(parents=True, exist_ok=True)
     for text in next(iter(found.values()))["ppl"]:
-        shown = [n for n in ("untuned", "untuned, PI x4", "full", "s2", "sf-4", "sf-64") if n in found]
+        shown = [n for n in ("untuned", "untuned, PI x4", "settled, PI x4", "full", "s2", "sf-4", "sf-64") if n in found]
         curves = {n: [(int(c), statistics.mean(v)) for c, v in found[n]["ppl"][text].items()] for n in shown}
         # What the untuned model does beyond its context is off every scale.
         most = 1.15 * max(y for n, line in curves.items() if not n.startswith("untuned") for _, y in line)

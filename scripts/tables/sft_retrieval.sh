@@ -9,15 +9,18 @@
 #   DEVICE=cuda|cpu  CONTEXT=4096  STEPS=3000  BATCH=8  RANK=32  TRIALS=10  LENGTHS=4
 #   RUNS="sf:lora+:2e-3 full:lora+:2e-3 sf:full:1e-3"  the fine-tunes: attention while training, what is trained, learning rate
 #   FACTS=8          planted in a passage, and asked for in one training question at most; measured with one asked for
-#   BASE_STEPS=0     more: MODEL has a config and a tokenizer only; it is trained on BOOKS/train first, at a quarter of CONTEXT
+#   BASE_STEPS=0     more: MODEL has a config and a tokenizer only; it is first trained at a quarter of CONTEXT, on BOOKS/train
+#                    and on pages of them that repeat themselves (scripts/assets/repeat_passages.py): novels alone teach no copying
+#   EXTEND_STEPS=0   more: then at CONTEXT, every weight, on longer such pages
+#   KINDS="questions lines"  what is asked: the same kind of questions; also lines of a register, which no training has seen
 #   MINUTES=N        of one part, at most (20)
 set -uo pipefail
 dry=
 [ "${1:-}" != --dry-run ] || { dry=1 && shift; }
-[ $# = 3 ] || { sed -n '2,16s/^# \{0,1\}//p' "$0" && exit 2; }
+[ $# = 3 ] || { sed -n '2,19s/^# \{0,1\}//p' "$0" && exit 2; }
 here=$(cd "$(dirname "$0")/../.." && pwd)
 model=$1 books=$2 out=$3
-device=${DEVICE:-cuda} context=${CONTEXT:-4096} trials=${TRIALS:-10} facts=${FACTS:-8}
+device=${DEVICE:-cuda} context=${CONTEXT:-4096} trials=${TRIALS:-10} facts=${FACTS:-8} kinds=${KINDS:-questions lines}
 program=${SINKLORA_BIN:-$here/build$([ "$device" = cpu ] || echo -cuda)/sinklora}
 precision=$([ "$device" = cpu ] && echo fp32 || echo bf16)
 read -ra runs <<<"${RUNS:-sf:lora+:2e-3 full:lora+:2e-3 sf:full:1e-3}"
@@ -51,15 +54,33 @@ tokenize() { # NAME FILE OPTION...
 }
 sft=(--format alpaca --template llama2 --too-long drop --context "$context")
 
+every_token=(--trainable full --attention full --schedule cosine --weight-decay 0.1 --device "$device" --precision "$precision"
+  --log-every 100 --seed 1)
+pages() { # NAME SHORTEST LONGEST: pages that repeat themselves, from which looking back is learned
+  part "$1" "$out/$1.done" python3 "$here/scripts/assets/repeat_passages.py" "$out/$1.jsonl" "${train_books[@]}" \
+    --bytes "${PAGES:-60e6}" --shortest "$2" --longest "$3" && { [ -n "$dry" ] || touch "$out/$1.done"; }
+}
+trained() { # NAME: `train` ended there; the checkpoint becomes the model
+  part "$1-export" "$out/$1-model/config.json" "$program" export --model "$out/$1/$(cat "$out/$1/latest" 2>/dev/null || echo latest)" \
+    --out "$out/$1-model"
+  model=$out/$1-model
+}
+
 if ((${BASE_STEPS:-0} > 0)); then
-  part tokens-base "$out/base-tokens/data_params.json" "$program" tokenize --tokenizer "$model" --input "${train_books[@]}" \
-    --format text --context $((context / 4)) --out "$out/base-tokens"
+  pages short-pages $((context / 2)) $((context * 3 / 4))
+  part tokens-base "$out/base-tokens/data_params.json" "$program" tokenize --tokenizer "$model" --format text --context $((context / 4)) \
+    --input "${train_books[@]}" "$out/short-pages.jsonl" --out "$out/base-tokens"
   part base "$out/base/latest" "$program" train --model "$model" --init random --data "$out/base-tokens" --out "$out/base" \
-    --trainable full --attention full --rope-scaling none --context $((context / 4)) --batch 32 --steps "$BASE_STEPS" --lr 1e-3 \
-    --warmup 200 --schedule cosine --weight-decay 0.1 --device "$device" --precision "$precision" --log-every 100 --seed 1
-  part base-export "$out/base-model/config.json" "$program" export \
-    --model "$out/base/$(cat "$out/base/latest" 2>/dev/null || echo latest)" --out "$out/base-model"
-  model=$out/base-model
+    --rope-scaling none --context $((context / 4)) --batch 64 --steps "$BASE_STEPS" --lr 2e-3 --warmup 100 "${every_token[@]}"
+  trained base
+fi
+if ((${EXTEND_STEPS:-0} > 0)); then
+  pages long-pages $((context * 2)) $((context * 3))
+  part tokens-extend "$out/extend-tokens/data_params.json" "$program" tokenize --tokenizer "$model" --format text --context "$context" \
+    --input "$out/long-pages.jsonl" --out "$out/extend-tokens"
+  part extend "$out/extend/latest" "$program" train --model "$model" --data "$out/extend-tokens" --out "$out/extend" \
+    --context "$context" --batch "${BATCH:-8}" --steps "$EXTEND_STEPS" --lr 5e-4 --warmup 50 "${every_token[@]}"
+  trained extend
 fi
 
 # Bytes that are one token here, from a few questions whose bytes surely fit.
@@ -67,7 +88,8 @@ part probe "$out/probe.json" "$program" corpus --out "$out/probe.json" --format 
   --facts "$facts" --documents 100 --shortest "$context" --longest "$context"
 tokenize probe-tokens "$out/probe.json" --format alpaca --template llama2 --context $((2 * context)) --json "$out/probe-tokens.json"
 tokens=$(sed -n 's/.*"tokens": *\([0-9]*\).*/\1/p' "$out/probe-tokens.json" 2>/dev/null || true)
-fits=$((95 * context * context / ${tokens:-$((100 * context))}))  # bytes of a question that fills the context
+# Bytes of a question that hardly fits: a model answers badly from places that no training question reached.
+fits=$((104 * context * context / ${tokens:-$((100 * context))}))
 
 # Half of the records are short: many answers a row, all of them in sight of every pattern.
 smallest=$((190 + 90 * facts))
@@ -81,10 +103,10 @@ part tokens-sft "$out/sft/data_params.json" "$program" tokenize --tokenizer "$mo
 measure() { # NAME --model DIR [--adapter DIR]
   local common=("${@:2}" --device "$device" --precision "$precision" --context "$context")
   local lengths=(--max-tokens $((context - 16)) --interval $(((context - 16) / ${LENGTHS:-4})))
-  part "questions-$1" "$out/questions-$1.json" "$program" eval questions "${common[@]}" "${lengths[@]}" --template llama2 \
+  [[ $kinds != *questions* ]] || part "questions-$1" "$out/questions-$1.json" "$program" eval questions "${common[@]}" "${lengths[@]}" --template llama2 \
     --books "${held_out_books[@]}" --held-out --facts "$facts" --depths 5 --trials "$trials" --seed 7 \
     --plot "$out/questions-$1.svg" --json "$out/questions-$1.json"
-  part "lines-$1" "$out/lines-$1.json" "$program" eval lines "${common[@]}" "${lengths[@]}" --template llama2 --depths 5 \
+  [[ $kinds != *lines* ]] || part "lines-$1" "$out/lines-$1.json" "$program" eval lines "${common[@]}" "${lengths[@]}" --template llama2 --depths 5 \
     --trials "$trials" --json "$out/lines-$1.json"
 }
 measure before --model "$model"
@@ -109,14 +131,14 @@ done
 
 # Accuracy in percent, a column a length.
 row() { # NAME FILE
-  awk -v name="$1" '/"correct"/ { c = $2 + 0 } /"trials"/ { t = $2 + 0 }
-    /"wanted_tokens"/ { n = $2 + 0; if (!(n in all)) order[++k] = n; right[n] += c; all[n] += t }
+  awk -v name="$1" '/"wanted_tokens"/ { n = $2 + 0 } /"trials"/ { t = $2 + 0 }
+    /"correct"/ { if (!(n in all)) order[++k] = n; right[n] += $2; all[n] += t }
     END { printf "%-24s", name; for (i = 1; i <= k; ++i) printf "  %5d: %5.1f", order[i], 100 * right[order[i]] / all[order[i]]; print "" }' \
     "$2" 2>/dev/null || echo "$1: not measured"
 }
 echo
 echo "Right answers in percent, by tokens of the prompt (held-out books, names and numbers)"
-for kind in questions lines; do
+for kind in $kinds; do
   for name in before "${runs[@]%:*}"; do row "$kind, ${name/:/ }" "$out/$kind-${name/:/-}.json"; done
 done
 if ((${#failed[@]})); then

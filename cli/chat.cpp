@@ -66,7 +66,7 @@ void add_chat(CLI::App& app) {
   verb->footer(
       "Examples:\n"
       "  sinklora chat --model smollm2-instruct --temperature 0.7 --top-p 0.9\n"
-      "  sinklora chat --model llama --adapter run/step-00000200 --template alpaca --context 32k\n"
+      "  sinklora chat --model llama --adapter run --template alpaca --context 32k\n"
       "  sinklora chat --model smollm2-instruct --system \"Be brief.\" < questions.txt");
   verb->callback([command] { run(*command); });
 }

@@ -104,6 +104,7 @@ void run_on(const PerplexityCommand& c, Ops& ops, Communicator& ranks) {
       c.data, {any_rows ? 0 : inference.context, model->config().vocab_size, c.separate_documents, "", true});
   agree(ranks, {{"data", dataset->hash()}, {"commit", built_commit()}}, "before evaluating");
   const bool first = ranks.rank() == 0;
+  if (first && c.protocol == "blocks") fmt::print(stderr, "{}\n", dataset->describe());
   const Perplexity result = measure(c, *dataset, *model,
                                     {.batch = inference.batch,
                                      .buckets = c.buckets,
@@ -179,7 +180,7 @@ void add_eval(CLI::App& app) {
       "again.\n\n"
       "Examples:\n"
       "  sinklora eval ppl --model smollm2 --data held-out --context 1024\n"
-      "  sinklora eval ppl --model smollm2 --adapter run/step-00000200 --data held-out --context 4096\n"
+      "  sinklora eval ppl --model smollm2 --adapter run --data held-out --context 4096\n"
       "  sinklora eval ppl --model llama --data test.bin --context 8192 --protocol sliding --gpus all --json "
       "-\n"
       "  sinklora eval ppl --model smollm2 --data held-out --context 4096 --cache h2o --cache-budget 0.2");

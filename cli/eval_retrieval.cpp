@@ -169,7 +169,7 @@ void add_eval_retrieval(CLI::App& eval) {
   add_retrieval(eval, "passkey", "find a number in a long irrelevant text, as LongLoRA tests it", command())
       ->footer(
           "Examples:\n"
-          "  sinklora eval passkey --model llama --adapter run/step-00001000 --max-tokens 32000 --context "
+          "  sinklora eval passkey --model llama --adapter run --max-tokens 32000 --context "
           "32768\n"
           "  sinklora eval passkey --model smollm2 --depths 11 --trials 3 --plot passkey.svg --json "
           "passkey.json");
@@ -198,7 +198,7 @@ void add_eval_retrieval(CLI::App& eval) {
                   "only things and numbers that `corpus` without --held-out never has");
   verb->footer(
       "Examples:\n"
-      "  sinklora eval questions --model mini --adapter sft/step-00002000 --template llama2 --books "
+      "  sinklora eval questions --model mini --adapter sft --template llama2 --books "
       "heldout/*.txt \\\n"
       "      --held-out --max-tokens 4096 --interval 1024 --depths 5 --plot questions.svg");
 }

@@ -43,11 +43,10 @@ void add_export(CLI::App& app) {
   auto options = std::make_shared<ExportOptions>();
   CLI::App* verb = app.add_subcommand(
       "export", "write a model with another dtype or shard size, or an adapter for others");
-  verb->add_option("--model", options->model, "a Hugging Face LLaMA directory")
-      ->type_name("DIR")
+  accept_run(verb->add_option("--model", options->model,
+                              "a Hugging Face LLaMA directory, or a run that trained every weight"))
       ->group("Input");
-  verb->add_option("--adapter", options->adapter, "PEFT LoRA adapter or checkpoint directory")
-      ->type_name("DIR")
+  accept_run(verb->add_option("--adapter", options->adapter, "PEFT LoRA adapter, checkpoint or run"))
       ->group("Input");
   verb->add_flag("--adapter-only", options->adapter_only,
                  "write the adapter's own files and say who cannot use them")
@@ -64,7 +63,7 @@ void add_export(CLI::App& app) {
       "Examples:\n"
       "  sinklora export --model llama-7b --out llama-7b-fp16 --dtype fp16\n"
       "  sinklora export --model merged --out merged-2g --max-shard-size 2G\n"
-      "  sinklora export --adapter-only --adapter run/step-00001000 --out my-adapter\n"
+      "  sinklora export --adapter-only --adapter run --out my-adapter\n"
       "Exit codes: 0 done, 2 wrong command line, 3 broken input.");
   verb->callback([options] {
     if (options->adapter_only && options->adapter.empty()) fail_usage("--adapter-only needs --adapter DIR");

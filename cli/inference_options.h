@@ -13,8 +13,10 @@ namespace sinklora {
 // --context is left to the verb. `options` must outlive the parser.
 inline void add_inference_options(CLI::App& verb, InferenceOptions& options) {
   auto* group = verb.add_option_group("Model");
-  group->add_option("--model", options.model, "Hugging Face LLaMA directory")->required()->type_name("DIR");
-  group->add_option("--adapter", options.adapter, "PEFT adapter or checkpoint to apply")->type_name("DIR");
+  accept_run(group->add_option("--model", options.model,
+                               "Hugging Face LLaMA directory, or a run that trained every weight"))
+      ->required();
+  accept_run(group->add_option("--adapter", options.adapter, "PEFT adapter, checkpoint or run to apply"));
   group
       ->add_option("--rope-scaling", options.rope_scaling,
                    "auto (as the adapter was trained, else up to --context), none, linear:F, dynamic:F, "

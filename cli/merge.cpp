@@ -22,9 +22,8 @@ void add_merge(CLI::App& app) {
       ->required()
       ->type_name("DIR")
       ->group("Input");
-  verb->add_option("--adapter", options->adapter, "PEFT LoRA adapter or checkpoint directory")
+  accept_run(verb->add_option("--adapter", options->adapter, "PEFT LoRA adapter, checkpoint or run"))
       ->required()
-      ->type_name("DIR")
       ->group("Input");
   add_choice(*verb, "--embed-rows", options->embed_rows,
              "adapter embeddings with more rows than the base: refuse, drop the extra ones, or keep them all",
@@ -45,8 +44,8 @@ void add_merge(CLI::App& app) {
   add_count(*verb, "--max-shard-size", options->max_shard, "bytes of a weights file", 1)->group("Output");
   verb->footer(
       "Examples:\n"
-      "  sinklora merge --model llama-7b --adapter run/step-00001000 --out llama-7b-16k\n"
-      "  sinklora merge --model llama-7b --adapter run/step-00001000 --out merged --dtype fp16 "
+      "  sinklora merge --model llama-7b --adapter run --out llama-7b-16k\n"
+      "  sinklora merge --model llama-7b --adapter run --out merged --dtype fp16 "
       "--max-shard-size 2G\n"
       "  sinklora merge --model llama-7b --adapter longlora --out merged --embed-rows keep --rope-scaling "
       "linear:8\n"

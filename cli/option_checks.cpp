@@ -3,6 +3,8 @@
 #include <fmt/format.h>
 
 #include <cmath>
+#include <filesystem>
+#include <fstream>
 #include <regex>
 
 namespace sinklora {
@@ -92,6 +94,15 @@ CLI::Option* add_choices(CLI::App& app, const std::string& name, std::vector<std
       ->check(CLI::IsMember(words))
       ->capture_default_str()
       ->type_name("LIST");
+}
+
+CLI::Option* accept_run(CLI::Option* directory) {
+  const auto newest = [](const std::string& text) {
+    std::string checkpoint;
+    std::ifstream latest(std::filesystem::path(text) / "latest");
+    return std::getline(latest, checkpoint) ? (std::filesystem::path(text) / checkpoint).string() : text;
+  };
+  return directory->transform(newest)->type_name("DIR");
 }
 
 CLI::Option* add_gpus(CLI::App& app, std::string& value, const std::string& help) {

@@ -9,7 +9,9 @@ namespace {
 
 void add_model_options(CLI::App& verb, TrainOptions& o) {
   auto* group = verb.add_option_group("Model");
-  group->add_option("--model", o.model, "Hugging Face LLaMA directory")->required()->type_name("DIR");
+  accept_run(group->add_option("--model", o.model,
+                               "Hugging Face LLaMA directory, or a run that trained every weight"))
+      ->required();
   add_choice(*group, "--init", o.init, "weights from the checkpoint, or new random ones for its config.json",
              {"checkpoint", "random"});
   group

@@ -244,7 +244,7 @@ class Paper:
     def train(self, run: Run) -> pathlib.Path:
         key = self.key(run)
         out = self.out / "runs" / key
-        checkpoint = out / (f"step-{run.steps:08d}" if run.steps else "LATEST")
+        checkpoint = out / f"step-{run.steps:08d}" if run.steps else out
         gpus = math.gcd(self.args.gpus, run.batch)
         length = ["--epochs", run.epochs] if run.epochs else ["--steps", run.steps]
 

@@ -19,7 +19,7 @@ dry=
 [ "${1:-}" != --dry-run ] || { dry=1 && shift; }
 [ $# = 3 ] || { sed -n '2,19s/^# \{0,1\}//p' "$0" && exit 2; }
 here=$(cd "$(dirname "$0")/../.." && pwd)
-model=$1 books=$2 out=$3
+model=$1 tokenizer=$1 books=$2 out=$3
 device=${DEVICE:-cuda} context=${CONTEXT:-4096} trials=${TRIALS:-10} facts=${FACTS:-8} kinds=${KINDS:-questions lines}
 program=${SINKLORA_BIN:-$here/build$([ "$device" = cpu ] || echo -cuda)/sinklora}
 precision=$([ "$device" = cpu ] && echo fp32 || echo bf16)
@@ -50,7 +50,7 @@ questions() { # NAME SEED DOCUMENTS SHORTEST LONGEST
     --asked "$facts" --seed "$2" --documents "$3" --shortest "$4" --longest "$5"
 }
 tokenize() { # NAME FILE OPTION...
-  part "tokens-$1" "$out/$1/data_params.json" "$program" tokenize --tokenizer "$model" --input "$2" --out "$out/$1" "${@:3}"
+  part "tokens-$1" "$out/$1/data_params.json" "$program" tokenize --tokenizer "$tokenizer" --input "$2" --out "$out/$1" "${@:3}"
 }
 sft=(--format alpaca --template llama2 --too-long drop --context "$context")
 
@@ -60,27 +60,21 @@ pages() { # NAME SHORTEST LONGEST: pages that repeat themselves, from which look
   part "$1" "$out/$1.done" python3 "$here/scripts/assets/repeat_passages.py" "$out/$1.jsonl" "${train_books[@]}" \
     --bytes "${PAGES:-60e6}" --shortest "$2" --longest "$3" && { [ -n "$dry" ] || touch "$out/$1.done"; }
 }
-trained() { # NAME: `train` ended there; the checkpoint becomes the model
-  part "$1-export" "$out/$1-model/config.json" "$program" export --model "$out/$1/$(cat "$out/$1/latest" 2>/dev/null || echo latest)" \
-    --out "$out/$1-model"
-  model=$out/$1-model
-}
-
 if ((${BASE_STEPS:-0} > 0)); then
   pages short-pages $((context / 2)) $((context * 3 / 4))
-  part tokens-base "$out/base-tokens/data_params.json" "$program" tokenize --tokenizer "$model" --format text --context $((context / 4)) \
+  part tokens-base "$out/base-tokens/data_params.json" "$program" tokenize --tokenizer "$tokenizer" --format text --context $((context / 4)) \
     --input "${train_books[@]}" "$out/short-pages.jsonl" --out "$out/base-tokens"
   part base "$out/base/latest" "$program" train --model "$model" --init random --data "$out/base-tokens" --out "$out/base" \
     --rope-scaling none --context $((context / 4)) --batch 64 --steps "$BASE_STEPS" --lr 2e-3 --warmup 100 "${every_token[@]}"
-  trained base
+  model=$out/base
 fi
 if ((${EXTEND_STEPS:-0} > 0)); then
   pages long-pages $((context * 2)) $((context * 3))
-  part tokens-extend "$out/extend-tokens/data_params.json" "$program" tokenize --tokenizer "$model" --format text --context "$context" \
+  part tokens-extend "$out/extend-tokens/data_params.json" "$program" tokenize --tokenizer "$tokenizer" --format text --context "$context" \
     --input "$out/long-pages.jsonl" --out "$out/extend-tokens"
   part extend "$out/extend/latest" "$program" train --model "$model" --data "$out/extend-tokens" --out "$out/extend" \
     --context "$context" --batch "${BATCH:-8}" --steps "$EXTEND_STEPS" --lr 5e-4 --warmup 50 "${every_token[@]}"
-  trained extend
+  model=$out/extend
 fi
 
 # Bytes that are one token here, from a few questions whose bytes surely fit.
@@ -97,7 +91,7 @@ documents=$((${STEPS:-3000} * ${BATCH:-8}))
 short=$((fits / 4 > smallest * 5 / 4 ? fits / 4 : smallest * 5 / 4))
 questions short 1 $((2 * documents)) "$smallest" "$short"
 questions long 2 $((documents / 2)) "$short" "$fits"
-part tokens-sft "$out/sft/data_params.json" "$program" tokenize --tokenizer "$model" --input "$out/short.json" "$out/long.json" \
+part tokens-sft "$out/sft/data_params.json" "$program" tokenize --tokenizer "$tokenizer" --input "$out/short.json" "$out/long.json" \
   "${sft[@]}" --pack --out "$out/sft"
 
 measure() { # NAME --model DIR [--adapter DIR]
@@ -120,11 +114,10 @@ for run in "${runs[@]}"; do
     continue
   fi
   [ -n "$dry" ] || touch "$out/train-$name/done"
-  checkpoint=$out/train-$name/$(cat "$out/train-$name/latest" 2>/dev/null || echo latest)
   if [ "$trainable" = full ]; then
-    measure "$name" --model "$checkpoint"
+    measure "$name" --model "$out/train-$name"
   else
-    measure "$name" --model "$model" --adapter "$checkpoint"
+    measure "$name" --model "$model" --adapter "$out/train-$name"
   fi
 done
 [ -z "$dry" ] || exit 0

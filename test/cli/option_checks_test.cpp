@@ -2,6 +2,9 @@
 
 #include <doctest/doctest.h>
 
+#include "base/files.h"
+#include "test/temporary.h"
+
 using namespace sinklora;
 
 namespace {
@@ -61,5 +64,20 @@ TEST_CASE("a choice is one of its words") {
     } else {
       CHECK_THROWS_AS(app.parse(std::vector<std::string>(arguments)), CLI::ParseError);
     }
+  }
+}
+
+TEST_CASE("a run stands for its newest checkpoint, every other folder for itself") {
+  const test::TemporaryDirectory folder;
+  std::filesystem::create_directories(folder / "run");
+  std::filesystem::create_directories(folder / "model");
+  write_text_atomically(folder / "run/latest", "step-00000020\n");
+  for (const auto& [given, meant] :
+       {std::pair{"run", "run/step-00000020"}, {"model", "model"}, {"none", "none"}}) {
+    CLI::App app;
+    std::filesystem::path value;
+    accept_run(app.add_option("--adapter", value, ""));
+    app.parse(std::vector<std::string>{(folder / given).string(), "--adapter"});
+    CHECK(value == folder / meant);
   }
 }

@@ -284,6 +284,10 @@ TEST_CASE("eval ppl records what it measured; --gpus changes nothing; a cache on
   CHECK(sf.at("group_ratio") == 0.5);
   CHECK(sf.at("shifted_heads") == 0.5);
   CHECK(!one.contains("sinks"));
+  write_text_atomically(folder / "stream.bin", std::string(2 * 33, '\0'));
+  CHECK(run_program("eval ppl --model '" SINKLORA_SOURCE_DIR "/assets/tiny-llama' --context 32 --data '" +
+                    (folder / "stream.bin").string() + "'")
+            .output.find("the last 1 tokens left out") != std::string::npos);
   // Options that would change nothing.
   for (const char* idle : {"--cache-budget 0.2", "--cache-chunk 4", "--sinks 8", "--group-ratio 0.5",
                            "--protocol sliding --separate-documents"})

@@ -45,6 +45,11 @@ part() {
   return $code
 }
 
+# whole NAME COMMAND...: a part that leaves its result there when it is cut off, too.
+whole() {
+  part "$1" "$out/$1.done" "${@:2}" && { [ -n "$dry" ] || touch "$out/$1.done"; }
+}
+
 questions() { # NAME SEED DOCUMENTS SHORTEST LONGEST
   part "$1" "$out/$1.json" "$program" corpus --out "$out/$1.json" --format alpaca --books "${train_books[@]}" --facts "$facts" \
     --asked "$facts" --seed "$2" --documents "$3" --shortest "$4" --longest "$5"
@@ -57,14 +62,15 @@ sft=(--format alpaca --template llama2 --too-long drop --context "$context")
 every_token=(--trainable full --attention full --schedule cosine --weight-decay 0.1 --device "$device" --precision "$precision"
   --log-every 100 --seed 1)
 pages() { # NAME SHORTEST LONGEST: pages that repeat themselves, from which looking back is learned
-  part "$1" "$out/$1.done" python3 "$here/scripts/assets/repeat_passages.py" "$out/$1.jsonl" "${train_books[@]}" \
-    --bytes "${PAGES:-60e6}" --shortest "$2" --longest "$3" && { [ -n "$dry" ] || touch "$out/$1.done"; }
+  whole "$1" python3 "$here/scripts/assets/repeat_passages.py" "$out/$1.jsonl" "${train_books[@]}" --bytes "${PAGES:-60e6}" \
+    --shortest "$2" --longest "$3"
 }
+
 if ((${BASE_STEPS:-0} > 0)); then
   pages short-pages $((context / 2)) $((context * 3 / 4))
   part tokens-base "$out/base-tokens/data_params.json" "$program" tokenize --tokenizer "$tokenizer" --format text --context $((context / 4)) \
     --input "${train_books[@]}" "$out/short-pages.jsonl" --out "$out/base-tokens"
-  part base "$out/base/latest" "$program" train --model "$model" --init random --data "$out/base-tokens" --out "$out/base" \
+  whole base "$program" train --model "$model" --init random --data "$out/base-tokens" --out "$out/base" \
     --rope-scaling none --context $((context / 4)) --batch 64 --steps "$BASE_STEPS" --lr 2e-3 --warmup 100 "${every_token[@]}"
   model=$out/base
 fi
@@ -72,7 +78,7 @@ if ((${EXTEND_STEPS:-0} > 0)); then
   pages long-pages $((context * 2)) $((context * 3))
   part tokens-extend "$out/extend-tokens/data_params.json" "$program" tokenize --tokenizer "$tokenizer" --format text --context "$context" \
     --input "$out/long-pages.jsonl" --out "$out/extend-tokens"
-  part extend "$out/extend/latest" "$program" train --model "$model" --data "$out/extend-tokens" --out "$out/extend" \
+  whole extend "$program" train --model "$model" --data "$out/extend-tokens" --out "$out/extend" \
     --context "$context" --batch "${BATCH:-8}" --steps "$EXTEND_STEPS" --lr 5e-4 --warmup 50 "${every_token[@]}"
   model=$out/extend
 fi
@@ -107,13 +113,12 @@ measure before --model "$model"
 for run in "${runs[@]}"; do
   IFS=: read -r pattern trainable rate <<<"$run"
   name=$pattern-$trainable
-  if ! part "train-$name" "$out/train-$name/done" "$program" train --model "$model" --data "$out/sft" --out "$out/train-$name" \
+  if ! whole "train-$name" "$program" train --model "$model" --data "$out/sft" --out "$out/train-$name" \
     --context "$context" --attention "$pattern" --trainable "$trainable" --lora-rank "${RANK:-32}" --lora-alpha $((2 * ${RANK:-32})) \
     --lr "$rate" --warmup 100 --schedule cosine --beta2 0.98 --batch "${BATCH:-8}" --steps "${STEPS:-3000}" --device "$device" \
     --precision "$precision" --log-every 100 --seed 1; then
     continue
   fi
-  [ -n "$dry" ] || touch "$out/train-$name/done"
   if [ "$trainable" = full ]; then
     measure "$name" --model "$out/train-$name"
   else

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <memory>
@@ -232,6 +233,12 @@ inline std::vector<Values> plain_evaluation(const std::vector<Argument>& argumen
 
 using Plain = std::function<std::vector<Values>(const std::vector<Argument>&, DType)>;
 
+// Set by scripts/sanitize_gpu.sh, under which everything takes many times as long and once is enough.
+inline bool quick() {
+  static const bool set = std::getenv("SINKLORA_QUICK_TESTS") != nullptr;
+  return set;
+}
+
 // Runs the op on the GPU in f32 and bf16 against the oracle; `repeats` runs must give the same bits.
 inline void check_op(std::vector<Argument> arguments, const Op& op, int repeats = 3,
                      const Plain& plain = {}) {
@@ -245,7 +252,7 @@ inline void check_op(std::vector<Argument> arguments, const Op& op, int repeats 
     const std::vector<Values> got = evaluate(gpu, arguments, op);
     check_errors(arguments, got, oracle,
                  plain ? plain(arguments, activation) : plain_evaluation(arguments, op, activation));
-    for (int i = 1; i < repeats; ++i) {
+    for (int i = 1; i < (quick() ? 1 : repeats); ++i) {
       const std::vector<Values> again = evaluate(gpu, arguments, op);
       for (size_t n = 0; n < got.size(); ++n)
         CHECK(std::memcmp(again[n].data(), got[n].data(), got[n].size() * sizeof(double)) == 0);
@@ -254,6 +261,6 @@ inline void check_op(std::vector<Argument> arguments, const Op& op, int repeats 
 }
 
 constexpr int64_t kRaggedRows[] = {1, 2, 31, 33, 127, 4095, 4097};
-constexpr int kManyRepeats = 20;
+constexpr int kManyRepeats = 100;
 
 }  // namespace sinklora::test

@@ -1,5 +1,7 @@
 #include <doctest/doctest.h>
 
+#include <array>
+
 #include <algorithm>
 #include <filesystem>
 
@@ -23,6 +25,25 @@ TEST_CASE("corpus writes the same bytes for the same seed, and nothing else is l
   CHECK(a == read_text(folder / "b", 100'000));
   CHECK(a != read_text(folder / "c", 100'000));
   CHECK(std::distance(std::filesystem::directory_iterator(folder.path()), {}) == 3);
+}
+
+TEST_CASE("a run's own run.toml starts the next one, whether steps or epochs were given") {
+  const TemporaryDirectory folder;
+  const auto at = [&](const std::string& name) { return (folder / name).string(); };
+  REQUIRE(run_program("corpus --bytes 3k --out " + at("text.jsonl")).exit_code == 0);
+  REQUIRE(run_program("tokenize --tokenizer byte --context 64 --input " + at("text.jsonl") + " --out " +
+                      at("data"))
+              .exit_code == 0);
+  for (const auto& [length, first, next] :
+       {std::array<std::string, 3>{"--steps 2", "run1", "next1"}, {"--epochs 0.05", "run2", "next2"}}) {
+    REQUIRE(run_program("train --model '" SINKLORA_SOURCE_DIR
+                        "/assets/tiny-llama' --force-tokenizer --context 64 --data " +
+                        at("data") + " --out " + at(first) + " " + length)
+                .exit_code == 0);
+    const auto again =
+        run_program("train --config " + at(first).append("/run.toml") + " --attention s2 --out " + at(next));
+    CHECK_MESSAGE(again.exit_code == 0, again.output);
+  }
 }
 
 TEST_CASE("a wrong command line ends with 2, names the option and writes nothing") {

@@ -6,6 +6,7 @@
 #include "cli/cache_options.h"
 #include "cli/option_checks.h"
 #include "cli/output.h"
+#include "cli/rank_work.h"
 #include "cli/verbs.h"
 #include "model/shapes.h"
 #include "train/bench.h"
@@ -99,13 +100,13 @@ void add_step(CLI::App& bench) {
       "  sinklora bench step --shape llama2-7b --context 8192 --recompute cheap --profile\n"
       "  sinklora bench step --shape smollm2-135m --context 512 --device cpu --precision fp32 --json -");
   verb->callback([options, json] {
-    const int code = run_on_ranks({options->device, options->precision, options->gpus, 600, {}, true},
-                                  [&](const RankPlace& place) {
-                                    const Json result = bench_step(*options, place);
-                                    if (place.ranks.rank() == 0) print_step(*options, result, *json);
-                                    return ExitCode::ok;
-                                  });
-    if (code != 0) throw CLI::RuntimeError(code);
+    work_on_ranks(
+        {.device = options->device, .precision = options->precision, .gpus = options->gpus, .quiet = true},
+        [&](const RankPlace& place) {
+          const Json result = bench_step(*options, place);
+          if (place.ranks.rank() == 0) print_step(*options, result, *json);
+          return ExitCode::ok;
+        });
   });
 }
 

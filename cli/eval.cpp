@@ -7,11 +7,11 @@
 #include "cli/inference_options.h"
 #include "cli/option_checks.h"
 #include "cli/output.h"
+#include "cli/rank_work.h"
 #include "cli/verbs.h"
 #include "comm/agreement.h"
 #include "eval/perplexity.h"
 #include "model/attention_options.h"
-#include "train/ranks.h"
 
 namespace sinklora {
 namespace {
@@ -115,16 +115,14 @@ void run_on(const PerplexityCommand& c, Ops& ops, Communicator& ranks) {
 
 void run(const PerplexityCommand& c) {
   check(c);
-  RankOptions ranks;
-  ranks.device = c.inference.device;
-  ranks.precision = c.inference.precision;
-  ranks.gpus = c.gpus;
-  ranks.quiet = c.json == "-";
-  const int code = run_on_ranks(ranks, [&](const RankPlace& place) {
-    run_on(c, *place.ops, place.ranks);
-    return ExitCode::ok;
-  });
-  if (code != 0) throw CLI::RuntimeError(code);
+  work_on_ranks({.device = c.inference.device,
+                 .precision = c.inference.precision,
+                 .gpus = c.gpus,
+                 .quiet = c.json == "-"},
+                [&](const RankPlace& place) {
+                  run_on(c, *place.ops, place.ranks);
+                  return ExitCode::ok;
+                });
 }
 
 void add_measurement(CLI::App& verb, PerplexityCommand& c) {

@@ -8,11 +8,11 @@
 #include "cli/cache_options.h"
 #include "cli/inference_options.h"
 #include "cli/output.h"
+#include "cli/rank_work.h"
 #include "cli/verbs.h"
 #include "comm/agreement.h"
 #include "eval/long_chat.h"
 #include "eval/passkey.h"
-#include "train/ranks.h"
 
 namespace sinklora {
 namespace {
@@ -107,12 +107,7 @@ void run(RetrievalCommand& c) {
         "--context {}: the longest prompt and its answer have {} tokens; give that or a smaller --max-tokens",
         c.inference.context, longest);
   const KvCachePolicy policy = make_cache_policy(c.cache, c.inference.context);
-  RankOptions options;
-  options.device = c.inference.device;
-  options.precision = c.inference.precision;
-  options.gpus = c.gpus;
-  options.quiet = c.json == "-";
-  const int code = run_on_ranks(options, [&](const RankPlace& place) {
+  const auto work = [&](const RankPlace& place) {
     agree(place.ranks, {{"commit", built_commit()}}, "before evaluating");
     const auto model = load_for_inference(c.inference, *place.ops);
     CachedSession session(*model, policy);
@@ -120,8 +115,12 @@ void run(RetrievalCommand& c) {
     const auto cells = measure_retrieval(session, task, c.retrieval, first && c.json != "-", &place.ranks);
     if (first) report(c, cells, model->config().rope);
     return ExitCode::ok;
-  });
-  if (code != 0) throw CLI::RuntimeError(code);
+  };
+  work_on_ranks({.device = c.inference.device,
+                 .precision = c.inference.precision,
+                 .gpus = c.gpus,
+                 .quiet = c.json == "-"},
+                work);
 }
 
 CLI::App* add_retrieval(CLI::App& eval, const std::string& name, const std::string& help,

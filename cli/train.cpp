@@ -1,7 +1,6 @@
 #include "train/ranks.h"
 
 #include <memory>
-#include <sstream>
 
 #include "base/error.h"
 #include "cli/train_options.h"
@@ -30,10 +29,8 @@ void add_train(CLI::App& app) {
       "6 a rank failed, 75 saved on a signal.");
   verb->callback([verb, options] {
     // Of two options that exclude each other, the one that holds: else the file could not be given back.
-    const std::string idle = options->steps > 0 ? "epochs=" : "steps=";
-    std::istringstream all(verb->config_to_str(true, true));
-    for (std::string line; std::getline(all, line);)
-      if (line.rfind(idle, 0) != 0) options->resolved_config += line + "\n";
+    verb->get_option(options->steps > 0 ? "--epochs" : "--steps")->configurable(false);
+    options->resolved_config = verb->config_to_str(true, true);
     if (const int code = train_on_ranks(*options); code != 0) throw CLI::RuntimeError(code);
   });
 }

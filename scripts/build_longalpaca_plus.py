@@ -79,7 +79,7 @@ def read_records(path):
                 for number, line in enumerate(file, 1):
                     place = f"{path}: line {number}"
                     if line.strip():
-                        yield f"{path}: line {number}", json.loads(line)
+                        yield place, json.loads(line)
     except (OSError, EOFError, lzma.LZMAError, UnicodeDecodeError, ValueError) as error:
         fail(f"{place}: {error}")
 

@@ -97,9 +97,7 @@ class Runner(Commands):
         self.run("train", "--model", model, "--data", data, "--out", out, *row.options.split(), "--trainable", row.trainable,
                  "--seed", row.seed, *settings, *self.device(), "--recompute", "auto", "--log-every", 50, "--save-every", 0,
                  "--resume", "auto", log=self.out / "log" / f"{out.name}.txt")
-        if self.args.dry_run:
-            return {"step_ms": 0, "mem_gib": 0, "checkpoint": out / "step"}
-        return {**training_summary(out), "checkpoint": sorted(out.glob("step-*"))[-1]}
+        return {"step_ms": 0, "mem_gib": 0} if self.args.dry_run else training_summary(out)
 
     def table(self, todo: list[Row], model, untuned: dict[str, tuple], data, settings: dict[str, list], lengths: dict) -> None:
         """Rows go on from `model`. `untuned`: models that are measured as they are, {row: (model, RoPE scaling)}; first the untuned one."""
@@ -130,12 +128,12 @@ class Runner(Commands):
             begun = time.time()
             name = f"{file_name(row.name)}-{row.seed}"
             start = model if row.scaling == "linear:4" else first
-            trained = self.train(row, start, data, self.out / "runs" / name, [*settings[row.trainable], "--rope-scaling", row.scaling])
-            checkpoint = trained.pop("checkpoint")
+            out = self.out / "runs" / name  # which stands for its newest checkpoint
+            trained = self.train(row, start, data, out, [*settings[row.trainable], "--rope-scaling", row.scaling])
             if row.trainable == "full":
-                ppl = self.evaluate(checkpoint, None, "auto", lengths, self.out / "eval" / name)
+                ppl = self.evaluate(out, None, "auto", lengths, self.out / "eval" / name)
             else:
-                ppl = self.evaluate(start, checkpoint, "", lengths, self.out / "eval" / name)
+                ppl = self.evaluate(start, out, "", lengths, self.out / "eval" / name)
             record({"row": row.name, "seed": row.seed, "trainable": row.trainable, "options": row.options, **trained, "ppl": ppl})
             longest = max(longest, time.time() - begun)
             print(f"{row.name}, seed {row.seed}: {ppl} in {time.time() - begun:.1f} s", flush=True)
@@ -161,9 +159,10 @@ def table_a(runner: Runner) -> None:
     for n in contexts:
         runner.tokenize("novels", model, texts(args.books, "heldout", args.most), n)
     batch = 64 * 1024 // short // (1 if scale == 1 else 64)
-    base = runner.train(Row("base", "--attention full", trainable="full"), model, short_data, runner.out / "runs" / "base",
-                        ["--init", "random", "--context", short, "--rope-scaling", "none", "--batch", batch, "--steps", args.before, "--lr", 2e-3,
-                         "--warmup", 60, "--schedule", "cosine", "--weight-decay", 0.1])["checkpoint"]
+    base = runner.out / "runs" / "base"
+    runner.train(Row("base", "--attention full", trainable="full"), model, short_data, base,
+                 ["--init", "random", "--context", short, "--rope-scaling", "none", "--batch", batch, "--steps", args.before, "--lr", 2e-3,
+                  "--warmup", 60, "--schedule", "cosine", "--weight-decay", 0.1])
     common = ["--context", context, "--batch", 8 if scale == 1 else 1, "--steps", args.steps, "--warmup", 20]
     settings = {kind: [*common, "--lr", rate] for kind, rate in {"lora": 1e-3, "lora+": 1e-3, "full": 5e-4}.items()}
     runner.table(rows("A"), base, {"untuned": (base, "none"), "untuned, PI x4": (base, "linear:4")}, data, settings, {"novels": contexts})
@@ -181,10 +180,12 @@ def table_b(runner: Runner) -> None:
     short = context // 8
     short_data = runner.tokenize("train", args.model, train, short)
 
-    def settled(name: str, scaling: str):
-        return runner.train(Row(name, "--attention full", trainable="full"), args.model, short_data, runner.out / "runs" / name,
-                            ["--context", short, "--rope-scaling", scaling, "--batch", 16 if args.shrink == 1 else 2, "--steps", args.before,
-                             "--lr", 1e-3, "--warmup", 100, "--schedule", "cosine", "--weight-decay", 0.1])["checkpoint"]
+    def settled(name: str, scaling: str) -> pathlib.Path:
+        out = runner.out / "runs" / name
+        runner.train(Row(name, "--attention full", trainable="full"), args.model, short_data, out,
+                     ["--context", short, "--rope-scaling", scaling, "--batch", 16 if args.shrink == 1 else 2, "--steps", args.before,
+                      "--lr", 1e-3, "--warmup", 100, "--schedule", "cosine", "--weight-decay", 0.1])
+        return out
 
     base = settled("settled", "linear:4")
     untuned = {"untuned": (args.model, "none"), "untuned, PI x4": (args.model, "linear:4"), "settled, PI x4": (base, "auto")}

@@ -242,9 +242,9 @@ class Paper:
         return shards
 
     def train(self, run: Run) -> pathlib.Path:
+        """Its folder, which stands for its newest checkpoint."""
         key = self.key(run)
         out = self.out / "runs" / key
-        checkpoint = out / f"step-{run.steps:08d}" if run.steps else out
         gpus = math.gcd(self.args.gpus, run.batch)
         length = ["--epochs", run.epochs] if run.epochs else ["--steps", run.steps]
 
@@ -256,11 +256,9 @@ class Paper:
                 "--batch", 1, "--accumulate", run.batch // gpus, *length, "--seed", self.args.seed, *self.machine(), "--gpus", gpus,
                 "--recompute", "auto", "--save-every", self.args.save_every, "--keep-last", 1, "--resume", "auto", "--log-every", 10,
                 log=self.out / "log" / f"{key}.txt")
-            if self.args.dry_run:
-                return {}
-            return {**training_summary(out), "checkpoint": (out / "latest").read_text().strip()}
-        entry = self.do(key, table_cost.training(run), "training", work)
-        return out / entry["checkpoint"] if entry.get("checkpoint") else checkpoint
+            return {} if self.args.dry_run else training_summary(out)
+        self.do(key, table_cost.training(run), "training", work)
+        return out
 
     def measure(self, row: Row, column: Column) -> float | None:
         run = self.settings(row, column)
@@ -271,11 +269,11 @@ class Paper:
         key = f"{self.key(run)} @ {slug(column.data)}-{context}-{how}-{slug(test) or 'full'}"
         if key in self.known:
             return self.known[key]["value"]
-        checkpoint = None if run.untuned() else self.train(run)
+        trained = None if run.untuned() else self.train(run)
         if run.untuned() or run.trainable == "full":
-            model = ["--model", checkpoint or self.model(run), "--rope-scaling", self.scaling(run)]
+            model = ["--model", trained or self.model(run), "--rope-scaling", self.scaling(run)]
         else:
-            model = ["--model", self.model(run), "--adapter", checkpoint]
+            model = ["--model", self.model(run), "--adapter", trained]
 
         def work() -> dict:
             name = key.replace(" @ ", "@")

@@ -1,8 +1,7 @@
 #include <doctest/doctest.h>
 
-#include <array>
-
 #include <algorithm>
+#include <array>
 #include <filesystem>
 
 #include "base/files.h"

@@ -15,15 +15,6 @@ constexpr const char* kStateFile = "state.json";
 constexpr const char* kOptimizerFile = "optimizer.safetensors";
 constexpr const char* kSumsFile = "SHA256SUMS";
 
-// The number in "step-00000500", or -1.
-int64_t step_of(const fs::path& directory) {
-  const std::string name = directory.filename().string();
-  if (!name.starts_with("step-")) return -1;
-  int64_t step = -1;
-  const auto [end, error] = std::from_chars(name.data() + 5, name.data() + name.size(), step);
-  return error == std::errc{} && end == name.data() + name.size() ? step : -1;
-}
-
 std::vector<fs::path> checkpoints_newest_first(const fs::path& out) {
   std::map<int64_t, fs::path, std::greater<>> by_step;
   std::error_code missing;
@@ -78,9 +69,11 @@ void write_sums(const fs::path& folder) {
   write_text_atomically(folder / kSumsFile, text);
 }
 
-void remove_old(const fs::path& out, int64_t keep_last) {
+// Of those up to `newest`: what lies beyond it is damaged, or this run would have resumed from it.
+void remove_old(const fs::path& out, int64_t keep_last, int64_t newest) {
   if (keep_last <= 0) return;  // keep all
-  const std::vector<fs::path> all = checkpoints_newest_first(out);
+  std::vector<fs::path> all = checkpoints_newest_first(out);
+  std::erase_if(all, [&](const fs::path& path) { return step_of(path) > newest; });
   for (size_t i = static_cast<size_t>(keep_last); i < all.size(); ++i) {
     // Renamed first: a half-deleted checkpoint must not be taken for one.
     const fs::path trash = out / (".trash-" + all[i].filename().string());
@@ -115,6 +108,14 @@ void compare_fingerprints(const fs::path& checkpoint, const Json& saved, const J
 
 std::string step_directory_name(int64_t step) { return fmt::format("step-{:08}", step); }
 
+int64_t step_of(const fs::path& directory) {
+  const std::string name = directory.filename().string();
+  if (!name.starts_with("step-")) return -1;
+  int64_t step = -1;
+  const auto [end, error] = std::from_chars(name.data() + 5, name.data() + name.size(), step);
+  return error == std::errc{} && end == name.data() + name.size() ? step : -1;
+}
+
 void save_checkpoint(const TrainOptions& options, Ops& ops, const Weights& weights, const LlamaConfig& config,
                      const TrainState& state, const Json& fingerprint) {
   const int64_t needed = weights.gradients.bytes() * 3;  // the trained numbers and two moments, all f32
@@ -135,7 +136,7 @@ void save_checkpoint(const TrainOptions& options, Ops& ops, const Weights& weigh
   write_sums(folder.path());
   folder.commit();
   write_text_atomically(options.out / "latest", path.filename().string() + "\n");
-  remove_old(options.out, options.keep_last);
+  remove_old(options.out, options.keep_last, state.step);
 }
 
 void verify_checkpoint(const fs::path& checkpoint) {

@@ -16,8 +16,8 @@ struct TrainState {
 };
 
 // Written into a temporary folder, flushed, checksummed and renamed, in exchange for one of this step if
-// there is any; then the oldest beyond `keep_last` are removed. Throws Error(input) where the disk is full or
-// fails; no other checkpoint is touched then.
+// there is any; then the oldest beyond `keep_last` of those up to this step are removed. Throws Error(input)
+// where the disk is full or fails; no other checkpoint is touched then.
 void save_checkpoint(const TrainOptions& options, Ops& ops, const Weights& weights, const LlamaConfig& config,
                      const TrainState& state, const Json& fingerprint);
 
@@ -34,6 +34,7 @@ void verify_checkpoint(const std::filesystem::path& checkpoint);
 TrainState load_checkpoint(const std::filesystem::path& checkpoint, Ops& ops, Weights& weights,
                            const LlamaConfig& config, const Json& fingerprint);
 
-std::string step_directory_name(int64_t step);  // "step-00000500"
+std::string step_directory_name(int64_t step);            // "step-00000500"
+int64_t step_of(const std::filesystem::path& directory);  // the other way; -1: it is named otherwise
 
 }  // namespace sinklora

@@ -91,6 +91,7 @@ class Trainer {
                   {"vocabulary", fmt::format("{} {}", setup_.config.vocab_size, tokenizer_hash_)},
                   {"trained parameters", std::to_string(model_->weights().trained_elements())},
                   {"steps", std::to_string(steps_)},
+                  {"batch", std::to_string(options_.batch)},
                   {"eval data", eval_data_ ? eval_data_->hash() : "none"},
                   {"eval every", std::to_string(options_.eval_every)},
                   {"check every", std::to_string(options_.check_every)},
@@ -200,15 +201,19 @@ class Trainer {
 
   void resume() {
     remove_unfinished(options_.out);
-    std::optional<fs::path> checkpoint;
-    if (options_.resume == "auto") {
-      checkpoint = newest_checkpoint(options_.out);
-    } else if (options_.resume != "never") {
+    const bool named = options_.resume != "auto" && options_.resume != "never";
+    std::optional<fs::path> newest, checkpoint;
+    if (options_.resume != "never") checkpoint = newest = newest_checkpoint(options_.out);
+    if (named) {
       checkpoint = options_.resume;
       verify_checkpoint(*checkpoint);
     }
     if (checkpoint) {
       state_ = load_checkpoint(*checkpoint, ops_, model_->weights(), setup_.config, fingerprint_);
+      // A run that has gone back would, once interrupted, go on from what it had left behind.
+      if (newest && step_of(*newest) > state_.step)
+        fail_usage("--resume {}: --out holds {}, which is newer; move that one away or choose another --out",
+                   checkpoint->string(), newest->string());
       say("resuming   {} at step {}\n", checkpoint->string(), state_.step);
     }
     if (!options_.resolved_config.empty())

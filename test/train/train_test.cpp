@@ -168,7 +168,7 @@ TEST_CASE("resuming with other options names the one that differs") {
 }
 
 TEST_CASE(
-    "only the newest checkpoints are kept, and a stale higher one of another run is not taken for ours") {
+    "only the newest checkpoints are kept, and a damaged one of a later step takes no place of theirs") {
   const TemporaryDirectory folder;
   write_inputs(folder);
   TrainOptions o = base_options(folder, "run");
@@ -176,9 +176,34 @@ TEST_CASE(
   o.save_every = 1;
   o.keep_last = 2;
   train(o);
-  CHECK(!std::filesystem::exists(o.out / step_directory_name(2)));
-  CHECK(std::filesystem::exists(o.out / step_directory_name(3)));
-  CHECK(std::filesystem::exists(o.out / step_directory_name(4)));
+  const auto there = [&](int64_t step) { return std::filesystem::exists(o.out / step_directory_name(step)); };
+  CHECK(!there(2));
+  CHECK(there(3));
+  CHECK(there(4));
+  std::filesystem::create_directories(o.out / step_directory_name(90));
+  std::filesystem::create_directories(o.out / step_directory_name(91));
+  o.steps = 6;
+  train(o);
+  CHECK(!there(4));
+  CHECK(newest_checkpoint(o.out) == o.out / step_directory_name(6));
+  CHECK(there(5));
+}
+
+TEST_CASE(
+    "going back to an earlier checkpoint is refused where a later one would be gone on from next time") {
+  const TemporaryDirectory folder;
+  write_inputs(folder);
+  TrainOptions o = base_options(folder, "run");
+  o.steps = 4;
+  o.save_every = 2;
+  train(o);
+  const std::vector<std::string> straight = timeless_metrics(o.out);
+  o.resume = (o.out / step_directory_name(2)).string();
+  CHECK_THROWS_WITH_AS(train(o), doctest::Contains("step-00000004, which is newer"), Error);
+  CHECK(timeless_metrics(o.out) == straight);  // nothing is lost
+  std::filesystem::rename(o.out / step_directory_name(4), o.out / "aside");
+  CHECK(train(o) == ExitCode::ok);
+  CHECK(timeless_metrics(o.out) == straight);
 }
 
 TEST_CASE("a non-finite gradient stops the run before anything is updated, or is skipped") {

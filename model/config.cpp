@@ -352,6 +352,14 @@ Json config_json(const LlamaConfig& config) {
   json["rms_norm_eps"] = config.rms_norm_eps;
   json["rope_theta"] = config.rope_theta;
   json["rope_scaling"] = rope_object(config.rope);
+  // Of YaRN, releases of transformers up to 4.51 take max / original for the factor where both are given.
+  if (const RopeScaling& rope = config.rope; rope.type == RopeScaling::Type::yarn) {
+    if (rope.original_context == config.max_positions)
+      json["rope_scaling"].erase("original_max_position_embeddings");
+    else if (rope.original_context != 0)
+      json["max_position_embeddings"] =
+          std::llround(static_cast<double>(rope.original_context) * rope.factor);
+  }
   json.erase("rope_parameters");
   json["tie_word_embeddings"] = config.tied_embeddings;
   const auto id_or_null = [](int32_t id) { return id < 0 ? Json(nullptr) : Json(id); };
@@ -372,10 +380,20 @@ RopeScaling parse_rope_scaling(const std::string& text, const LlamaConfig& confi
   RopeScaling scaling;
   if (text == "none") return scaling;
   if (text == "auto") {
-    const double reach = static_cast<double>(config.max_positions) * config.rope.factor;
-    if (static_cast<double>(context) <= reach) return config.rope;
+    const auto positions = static_cast<double>(config.max_positions), wanted = static_cast<double>(context);
+    const RopeScaling& own = config.rope;
+    const double reach = own.original_context != 0
+                             ? std::max(positions, static_cast<double>(own.original_context) * own.factor)
+                             : positions * own.factor;
+    if (wanted <= reach) return own;
+    if (own.type != Type::none && own.type != Type::linear)
+      fail_usage(
+          "--rope-scaling auto: the model has {}, which reaches {:.0f} of the {} positions; say which "
+          "scaling "
+          "it is to have",
+          describe(own), reach, context);
     scaling.type = Type::linear;
-    scaling.factor = std::ceil(static_cast<double>(context) / reach);
+    scaling.factor = std::ceil(wanted / positions);
     return scaling;
   }
   constexpr const char* wanted =

@@ -63,8 +63,10 @@ RopeScaling parse_rope_object(const Json& json, int64_t max_positions, const std
 Json rope_object(const RopeScaling& scaling);  // null for none
 
 // "none", "auto", "linear:4", "dynamic:2", "yarn:4", "llama3:8": the --rope-scaling option. `auto` is
-// position interpolation as LongLoRA sets it: linear with factor ceil(context / (max_positions * factor so
-// far)) when the context is longer than the model's, else the scaling the model came with.
+// position interpolation as LongLoRA sets it: linear with factor ceil(context / max_positions) when the
+// context is longer than the model's reach, else the scaling the model came with. (LongLoRA divides by a
+// factor that the model has already, and then drops that factor: its positions would be less interpolated
+// than before.) Throws Error(usage) where the model's own scaling is of another type and does not reach.
 RopeScaling parse_rope_scaling(const std::string& text, const LlamaConfig& config, int64_t context);
 std::string describe(const RopeScaling& scaling);  // "linear x4"
 

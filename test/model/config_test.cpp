@@ -202,6 +202,23 @@ TEST_CASE("config: what is written is read back as it was, and unknown settings 
         R"({"rope_type":"linear","factor":8.0,"type":"linear"})");
 }
 
+TEST_CASE("YaRN is written so that transformers which take max / original for its factor find it") {
+  const auto written = [](int64_t max_positions, int64_t original, double factor) {
+    LlamaConfig config;
+    config.max_positions = max_positions;
+    config.rope.type = RopeScaling::Type::yarn;
+    config.rope.factor = factor;
+    config.rope.original_context = original;
+    const Json json = config_json(config);
+    CHECK(parse_config(json, "x").rope == config.rope);
+    return json;
+  };
+  CHECK(!written(4096, 4096, 4)["rope_scaling"].contains("original_max_position_embeddings"));
+  CHECK(written(4096, 4096, 4)["max_position_embeddings"] == 4096);
+  CHECK(written(16384, 4096, 4)["rope_scaling"]["original_max_position_embeddings"] == 4096);
+  CHECK(written(32768, 4096, 4)["max_position_embeddings"] == 16384);
+}
+
 TEST_CASE("--rope-scaling: auto is LongLoRA's position interpolation") {
   LlamaConfig config;
   config.max_positions = 4096;
@@ -214,6 +231,14 @@ TEST_CASE("--rope-scaling: auto is LongLoRA's position interpolation") {
   }
   config.rope = automatic(8192);
   CHECK(automatic(8192) == config.rope);  // the model's own scaling suffices
+  CHECK(automatic(16384).factor == 4);    // of the model's positions, not of those it already stretches
+  LlamaConfig llama31 = config;
+  llama31.max_positions = 131072;
+  llama31.rope = parse_rope_scaling("llama3:8", config, 0);
+  llama31.rope.original_context = 8192;
+  CHECK(parse_rope_scaling("auto", llama31, 131072) == llama31.rope);
+  const std::string refused = error_of([&] { parse_rope_scaling("auto", llama31, 200000); }, ExitCode::usage);
+  CHECK_MESSAGE(refused.find("llama3 x8, which reaches 131072 of the 200000") != std::string::npos, refused);
   CHECK(parse_rope_scaling("none", config, 99999) == RopeScaling{});
   CHECK(parse_rope_scaling("linear:2.5", config, 0).factor == 2.5);
   CHECK(parse_rope_scaling("yarn:4", config, 0).original_context == 4096);

@@ -89,7 +89,7 @@ class Producer {
       const int64_t count = std::min(step, total - at),
                     from_base = std::clamp(base_elements - at, int64_t{0}, count);
       base_values_.resize(static_cast<size_t>(from_base));
-      base_.read(from, at, base_values_);
+      if (from_base > 0) base_.read(from, at, base_values_);
       values_ = base_values_;
       if (replaced != adapter_.replaced.end()) {
         const auto new_values =

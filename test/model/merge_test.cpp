@@ -130,19 +130,26 @@ TEST_CASE("merge: tied embeddings stay tied exactly as long as both ends hold th
 TEST_CASE("merge: kept embedding rows make the vocabulary larger; the head gets the mean of its rows") {
   const ModelDirectory base(golden("peft/base"));
   Adapter adapter;
-  adapter.replaced["model.embed_tokens.weight"] = host_tensor("", {25, 16}, std::vector<float>(400, 0.5f));
   const TemporaryDirectory folder;
   MergeOptions options;
   options.dtype = DType::f32;
-  merge_adapter(base, adapter, folder / "merged", options);
-  const ModelDirectory merged(folder / "merged");
-  CHECK(merged.config().vocab_size == 25);
-  std::vector<float> head(25 * 16);
-  merged.read("lm_head.weight", 0, head);
-  for (size_t column = 0; column < 16; ++column) {
-    double sum = 0;
-    for (size_t row = 0; row < 24; ++row) sum += head[row * 16 + column];
-    CHECK(head[24 * 16 + column] == static_cast<float>(sum / 24));
+  // Matrices are written in pieces of 2^18 rows of 16: the second one begins beyond the base's.
+  for (const int64_t rows : {(int64_t{1} << 18) + 3, int64_t{25}}) {
+    const fs::path out = folder / std::to_string(rows);
+    const auto elements = static_cast<size_t>(rows * 16);
+    adapter.replaced["model.embed_tokens.weight"] =
+        host_tensor("", {rows, 16}, std::vector<float>(elements, 0.5f));
+    merge_adapter(base, adapter, out, options);
+    const ModelDirectory merged(out);
+    CHECK(merged.config().vocab_size == rows);
+    std::vector<float> head(elements);
+    merged.read("lm_head.weight", 0, head);
+    for (size_t column = 0; column < 16; ++column) {
+      double sum = 0;
+      for (size_t row = 0; row < 24; ++row) sum += head[row * 16 + column];
+      for (const size_t row : {size_t{24}, static_cast<size_t>(rows - 1)})
+        CHECK(head[row * 16 + column] == static_cast<float>(sum / 24));
+    }
   }
   adapter.replaced["lm_head.weight"] = host_tensor("", {24, 16}, std::vector<float>(384, 0.5f));
   CHECK(error_of([&] { merge_adapter(base, adapter, folder / "no"); }).find("wanted [25, 16]") !=

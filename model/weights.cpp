@@ -57,6 +57,11 @@ void set_weight(Ops& ops, const Weight& weight, const HostTensor& from) {
 
 HostTensor to_host(Ops& ops, const std::string& name, const Tensor& tensor) {
   HostTensor host{name, DType::f32, {tensor.shape.begin(), tensor.shape.begin() + tensor.rank}, {}};
+  if (tensor.dtype == DType::f32) {  // without a second copy
+    host.data.resize(static_cast<size_t>(tensor.bytes()));
+    ops.download(host.data.data(), tensor);
+    return host;
+  }
   const auto numbers = download_numbers<float>(ops, tensor);
   const auto bytes = std::as_bytes(std::span(numbers));
   host.data.assign(bytes.begin(), bytes.end());

@@ -12,9 +12,16 @@ namespace {
 // code and handles; its context is no longer free memory when the plan is made.
 constexpr int64_t kProcessBytes = int64_t{128} << 20, kGpuProcessBytes = int64_t{16} << 20;
 
+// What saving copies: an adapter whole, a model tensor by tensor.
+int64_t saving_bytes(const TrainOptions& options, const TrainSetup& setup, Llama& model) {
+  const LlamaConfig& c = setup.config;
+  const int64_t largest = 4 * c.hidden_size * std::max(c.vocab_size, c.intermediate_size);
+  return options.trainable == "full" ? largest : model.weights().gradients.bytes();
+}
+
 MemoryPlan lay_out(const TrainOptions& options, const TrainSetup& setup, Ops& ops,
                    const Recompute& recompute) {
-  const Llama model(ops, setup.config, setup.model, pass_options(options, setup, recompute));
+  Llama model(ops, setup.config, setup.model, pass_options(options, setup, recompute));
   MemoryPlan plan;
   plan.recompute = recompute;
   for (const Arena* arena : model.arenas()) {
@@ -25,6 +32,8 @@ MemoryPlan lay_out(const TrainOptions& options, const TrainSetup& setup, Ops& op
       plan.lines.push_back({arena->name(), arena->bytes()});
   }
   plan.lines.push_back({"scratch of the operations", model.scratch_bytes()});
+  if (ops.device() == Device::cpu)
+    plan.lines.push_back({"copies while saving", saving_bytes(options, setup, model)});
   plan.lines.push_back(
       {"program and libraries", ops.device() == Device::cpu ? kProcessBytes : kGpuProcessBytes});
   for (const MemoryLine& line : plan.lines) plan.total += line.bytes;

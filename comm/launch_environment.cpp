@@ -64,10 +64,12 @@ int number(const Setting& setting, int64_t least, int64_t most) {
   return static_cast<int>(value);
 }
 
-// A shell of sbatch or salloc looks like rank 0 of the job; only what srun starts is a rank.
+// A shell of sbatch or salloc looks like rank 0 of the job; only what srun starts is a rank, and a task that
+// is alone in its step is no rank of anything: `srun --ntasks=1` is how one program is started there.
 bool is_present(const Launcher& launcher, const Variables& variables) {
   if (std::string_view(launcher.name) == "Slurm")
-    return variables.contains("SLURM_PROCID") && variables.contains("SLURM_STEP_ID");
+    return variables.contains("SLURM_PROCID") && variables.contains("SLURM_STEP_ID") &&
+           look_up(variables, launcher.world_size).value != "1";
   return !look_up(variables, launcher.rank).value.empty() ||
          !look_up(variables, launcher.world_size).value.empty();
 }

@@ -67,6 +67,9 @@ TEST_CASE("each launcher is recognised, with rank, world size, local rank and th
       {kSlurm, "Slurm", 6, 8, 2, -1, "tcp://gpu03:?"},
       // A shell of sbatch: the job's variables, but nothing that srun sets.
       {with(kSlurm, {{"SLURM_STEP_ID", "-"}, {"SLURM_PROCID", "0"}}), "none", 0, 1, 0, 1, ""},
+      // One task alone is a program, and --gpus is its own matter.
+      {with(kSlurm, {{"SLURM_STEP_NUM_TASKS", "1"}, {"SLURM_PROCID", "0"}, {"SLURM_LOCALID", "0"}}), "none",
+       0, 1, 0, 1, ""},
       // Slurm started the other launcher.
       {with(with(kSlurm, kTorchrun), {{"SLURM_NTASKS", "2"}, {"SLURM_PROCID", "1"}}), "torchrun", 5, 8, 1, 4,
        "tcp://node0:29501"},

@@ -32,7 +32,8 @@ inline void add_generation_options(CLI::App& verb, GenerationOptions& options) {
   end->add_option("--stop", options.stops, "end at this text, which is left out; may be given several times")
       ->type_name("TEXT")
       ->expected(1)
-      ->take_all();
+      ->take_all()
+      ->allow_extra_args(false);  // or "[a,b]" would be two texts
   add_cache_options(verb, options.cache);
 }
 

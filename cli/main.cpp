@@ -2,10 +2,12 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
+#include <cstdio>
 #include <cstdlib>
 #include <exception>
 #include <memory>
 #include <string>
+#include <system_error>
 
 #include "base/error.h"
 #include "cli/verbs.h"
@@ -42,11 +44,14 @@ void set_up_libraries(char** argv) {
   if (again) ::execv("/proc/self/exe", argv);
 }
 
-}  // namespace
+// Not fmt::print, which throws where standard error cannot be written either.
+int complain(const std::string& text, sinklora::ExitCode code) {
+  std::fputs(("sinklora: " + text + "\n").c_str(), stderr);
+  return static_cast<int>(code);
+}
 
-int main(int argc, char** argv) {
+int run(int argc, char** argv) {
   using namespace sinklora;
-  set_up_libraries(argv);
   CLI::App app{"sinklora: long-context fine-tuning of LLaMA with SF-Attn and LoRA+"};
   app.set_version_flag("--version", SINKLORA_VERSION);
   app.require_subcommand(1);
@@ -77,10 +82,21 @@ int main(int argc, char** argv) {
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? 0 : static_cast<int>(ExitCode::usage);
   } catch (const Error& error) {
-    fmt::print(stderr, "sinklora: {}\n", error.what());
-    return static_cast<int>(error.code);
+    return complain(error.what(), error.code);
+  } catch (const std::system_error& error) {  // what the system refuses is no defect of this program
+    return complain(error.what(), ExitCode::input);
   } catch (const std::exception& error) {
-    fmt::print(stderr, "sinklora: internal error: {}\n", error.what());
-    return static_cast<int>(ExitCode::internal);
+    return complain(fmt::format("internal error: {}", error.what()), ExitCode::internal);
   }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  set_up_libraries(argv);
+  const int code = run(argc, argv);
+  if (std::fflush(stdout) == 0 && !std::ferror(stdout)) return code;
+  const int lost = complain("standard output cannot be written, and what it was to hold is lost",
+                            sinklora::ExitCode::input);
+  return code != 0 ? code : lost;
 }

@@ -54,6 +54,18 @@ TEST_CASE("generate: stop strings are left out of the text, the first one counts
   CHECK(shown.output == text.substr(0, text.find(early)) + "\n");
 }
 
+TEST_CASE("generate: a stop string in brackets is one text, not a list") {
+  const Json whole = generated("--prompt 'The sea'");
+  const std::string middle = whole.at("text").get<std::string>().substr(10, 1);
+  CHECK(generated("--prompt 'The sea' --stop '[" + middle + "," + middle + "]'").at("ids") ==
+        whole.at("ids"));
+}
+
+TEST_CASE("what standard output was to hold is not lost in silence") {
+  test::RunningProgram run(kGenerate + "--prompt 'The sea' --json -", "/dev/full");
+  CHECK(run.exit_code(60) == 3);
+}
+
 TEST_CASE(
     "generate: a cache whose budget is the context changes nothing, a smaller one is as small as it says") {
   const Json full = generated("--prompt 'The sea' --context 64");

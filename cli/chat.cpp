@@ -59,7 +59,9 @@ void add_chat(CLI::App& app) {
       ->type_name("PATH");
   add_choice(*verb, "--template", command->form, "auto: as the model's files tell",
              {"auto", "llama2", "llama3", "chatml", "alpaca"});
-  verb->add_option("--system", command->system, "system message")->type_name("TEXT");
+  verb->add_option("--system", command->system,
+                   "system message; without this there is none, also where the model's own template has one")
+      ->type_name("TEXT");
   add_count(*verb, "--context", command->inference.context,
             "longest conversation in tokens; 0: the model's, at most 4096", 0, int64_t{1} << 30);
   add_generation_options(*verb, command->generation);

@@ -177,7 +177,7 @@ void add_eval(CLI::App& app) {
       "With --cache, windows go through a cache as texts do that are generated: what it evicts is not seen "
       "again.\n\n"
       "Examples:\n"
-      "  sinklora eval ppl --model smollm2 --data held-out --context 1024\n"
+      "  sinklora eval ppl --model smollm2 --data held-out --context 4096\n"
       "  sinklora eval ppl --model smollm2 --adapter run --data held-out --context 4096\n"
       "  sinklora eval ppl --model llama --data test.bin --context 8192 --protocol sliding --gpus all --json "
       "-\n"

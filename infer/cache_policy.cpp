@@ -16,7 +16,8 @@ int64_t budget_tokens(const std::string& budget, int64_t context) {
     const auto read = std::from_chars(budget.data(), end, part);
     if (read.ec != std::errc{} || read.ptr != end || !(part > 0 && part <= 1))
       fail_usage(
-          "--cache-budget {}: wanted a number of tokens, or a part of the context above 0 and up to 1.0",
+          "--cache-budget {}: wanted a plain number of tokens, or a part of the context above 0 and up to "
+          "1.0",
           budget);
     tokens = std::max<int64_t>(1, std::llround(part * static_cast<double>(context)));
   }

@@ -96,7 +96,10 @@ TEST_CASE("a process that a verdict does not end is ended after the grace period
   Processes ranks(2, [&](int rank) -> std::string {
     std::fclose(stderr);
     const auto communicator = make_tcp_communicator(place.of(rank, 2), options);
-    communicator->barrier();
+    try {
+      communicator->barrier();  // rank 0 may learn of the end of rank 1 before it has left it
+    } catch (const Error&) {
+    }
     if (rank == 1) ::_exit(1);  // dies without a word
     for (;;) ::sleep(1);        // computes and computes
   });
@@ -137,9 +140,9 @@ TEST_CASE("communicators leave no descriptor and no thread behind, whether the r
     const auto threads_before = threads(), before = open_descriptors() - (rendezvous.listen_descriptor >= 0);
     {
       const auto communicator = make_tcp_communicator(rendezvous, options_with(5, 5));
-      communicator->barrier();
-      if (rank == 2) communicator->abort("on purpose");
       try {
+        communicator->barrier();  // the others may learn of the end of rank 2 before they have left it
+        if (rank == 2) communicator->abort("on purpose");
         for (;;) communicator->barrier();
       } catch (const Error&) {
       }

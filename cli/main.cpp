@@ -22,9 +22,11 @@ class VerbConfig : public CLI::ConfigTOML {
   explicit VerbConfig(const CLI::App& app) : app_(app) {}
   std::vector<CLI::ConfigItem> from_config(std::istream& input) const override {
     std::vector<CLI::ConfigItem> items = CLI::ConfigTOML::from_config(input);
-    const auto verbs = app_.get_subcommands();
+    std::vector<std::string> verb;  // "eval", "ppl"
+    for (const CLI::App* at = &app_; !at->get_subcommands().empty(); verb.push_back(at->get_name()))
+      at = at->get_subcommands().front();
     for (CLI::ConfigItem& item : items)
-      if (item.parents.empty() && !verbs.empty()) item.parents = {verbs.front()->get_name()};
+      if (item.parents.empty()) item.parents = verb;
     return items;
   }
 
@@ -55,6 +57,7 @@ int run(int argc, char** argv) {
   CLI::App app{"sinklora: long-context fine-tuning of LLaMA with SF-Attn and LoRA+"};
   app.set_version_flag("--version", SINKLORA_VERSION);
   app.require_subcommand(1);
+  app.fallthrough();  // --config may stand after the verb
   add_tokenize(app);
   add_inspect(app);
   app.footer(

@@ -55,7 +55,6 @@ void print_plan(const TrainOptions& options, const std::string& json_path) {
 void add_plan(CLI::App& app) {
   auto* verb =
       app.add_subcommand("plan", "the memory of a `train` command line, and the longest context that fits");
-  verb->fallthrough();
   const auto options = std::make_shared<TrainOptions>();
   const auto json = std::make_shared<std::string>();
   add_train_options(*verb, *options);

@@ -11,7 +11,6 @@ namespace sinklora {
 void add_train(CLI::App& app) {
   auto* verb = app.add_subcommand(
       "train", "fine-tune a LLaMA: LoRA, LoRA+ or every weight, with SF-Attn or its peers");
-  verb->fallthrough();
   const auto options = std::make_shared<TrainOptions>();
   add_train_options(*verb, *options);
   verb->footer(

@@ -45,6 +45,18 @@ TEST_CASE("a run's own run.toml starts the next one, whether steps or epochs wer
   }
 }
 
+TEST_CASE("every verb reads its options from a file, also a verb of a verb") {
+  const TemporaryDirectory folder;
+  write_text_atomically(folder / "options.toml",
+                        "model = '" SINKLORA_SOURCE_DIR "/assets/tiny-llama'\nmax-tokens = 600\n");
+  const std::string config = " --config " + (folder / "options.toml").string();
+  const auto passkey = run_program("eval passkey --interval 600 --depths 1 --trials 1 --json -" + config);
+  CHECK_MESSAGE(passkey.output.find("\"wanted_tokens\":600") != std::string::npos, passkey.output);
+  const auto chat = run_program("chat" + config);
+  CHECK(chat.exit_code == 2);
+  CHECK_MESSAGE(chat.output.find("chat.max-tokens") != std::string::npos, chat.output);
+}
+
 TEST_CASE("a wrong command line ends with 2, names the option and writes nothing") {
   const TemporaryDirectory folder;
   const std::string out = " --out '" + (folder / "x").string() + "'";

@@ -9,11 +9,9 @@
 //   s2        fixed for the first half of the heads; groups shifted by half a group for the others (LongLoRA,
 //             arXiv 2309.12307, in its released form: no wrap-around)
 //   s2-wrap   as s2, but shifted heads roll the sequence, so that the first and last half group share a
-//   group: the
-//             first half group sees the last one, its future (LongLoRA, Algorithm 1)
+//             group: the first half group sees the last one, its future (LongLoRA, Algorithm 1)
 //   sf        SF-Attn (SinkLoRA, arXiv 2406.05678): only the last quarter of the heads stays shifted, and
-//   every query
-//             sees the first `num_sinks` tokens of its sequence
+//             every query sees the first `num_sinks` tokens of its sequence
 #pragma once
 
 #include <cstdint>

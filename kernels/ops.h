@@ -109,8 +109,7 @@ class Ops {
   virtual DType activation_dtype() const = 0;
   DType statistic_dtype() const { return activation_dtype() == DType::f64 ? DType::f64 : DType::f32; }
 
-  // ---- memory
-  // ---------------------------------------------------------------------------------------------------
+  // ---- memory ----
   virtual void* allocate(int64_t bytes) = 0;  // zeroed, aligned to 256 bytes; throws Error(does_not_fit)
   virtual void release(void* memory) = 0;
   virtual void upload(const Tensor& to, const void* host) = 0;  // contiguous; `host` may be reused on return
@@ -122,44 +121,40 @@ class Ops {
   // order other work behind them: communicators. The CPU has none.
   virtual void* native_stream() const { return nullptr; }
 
-  // ---- transfers: tensors that wait in host memory while others are computed
-  // --------------------------------------------------------------------------------------------- A slot
-  // (0 or 1) carries one transfer at a time. It starts when the ops before it have run and goes on beside
-  // those that follow, until finish_transfer(slot): ops after that see it complete. In between, an offload's
-  // tensor must not be written and a fetch's must not be used.
+  // ---- transfers: tensors that wait in host memory while others are computed ----
+  // A slot (0 or 1) carries one transfer at a time. It starts when the ops before it have run and goes on
+  // beside those that follow, until finish_transfer(slot): ops after that see it complete. In between, an
+  // offload's tensor must not be written and a fetch's must not be used.
   virtual void* allocate_host(int64_t bytes) = 0;  // page-locked on a GPU; throws Error(does_not_fit)
   virtual void release_host(void* memory) = 0;
   virtual void start_offload(void* host, const Tensor& from, int slot) = 0;  // contiguous
   virtual void start_fetch(const Tensor& to, const void* host, int slot) = 0;
   virtual void finish_transfer(int slot) = 0;
 
-  // ---- repetition: many small ops given to the device as one
-  // --------------------------------------------------------------------------------------------------- Runs
-  // `ops`, which calls ops of this backend. Where the key is that of the call before, a backend may run again
-  // what that call did instead of calling `ops`: so equal keys mean equal ops on equal memory, and only what
-  // lies in device memory may differ. `ops` uploads nothing and waits for nothing.
+  // ---- repetition: many small ops given to the device as one ----
+  // Runs `ops`, which calls ops of this backend. Where the key is that of the call before, a backend may run
+  // again what that call did instead of calling `ops`: so equal keys mean equal ops on equal memory, and only
+  // what lies in device memory may differ. `ops` uploads nothing and waits for nothing.
   virtual void repeat(uint64_t key, const std::function<void()>& ops) {
     static_cast<void>(key);
     ops();
   }
 
-  // ---- scratch memory
-  // ----------------------------------------------------------------------------------------------- What
-  // the ops of a pass of this shape will hold at most, libraries included, and its allocation ahead of the
-  // first step. Ops that are asked for more grow it.
+  // ---- scratch memory ----
+  // What the ops of a pass of this shape will hold at most, libraries included, and its allocation ahead of
+  // the first step. Ops that are asked for more grow it.
   virtual int64_t scratch_bytes(const PassShape& shape) const = 0;
   virtual void reserve_scratch(const PassShape& shape) = 0;
 
-  // ---- embedding
-  // ------------------------------------------------------------------------------------------------ out[t] =
-  // table[ids[t]].  out: act [T, H]; table: [V, H]; ids: i32 [T].
+  // ---- embedding ----
+  // out[t] = table[ids[t]].  out: act [T, H]; table: [V, H]; ids: i32 [T].
   virtual void embedding_forward(const Tensor& out, const Tensor& table, const Tensor& ids) = 0;
   // d_table[ids[t]] += d_out[t], in order of t.  d_table: stat [V, H].
   virtual void embedding_backward(const Tensor& d_table, const Tensor& d_out, const Tensor& ids) = 0;
 
-  // ---- RMSNorm: y = gain * x * r,  r = 1 / sqrt(mean(x^2) + epsilon) (Zhang & Sennrich, arXiv 1910.07467)
-  // --------- sum = x + delta, then the norm of sum. Without a delta, sum is x and is not written. sum,
-  // normed, x, delta: act [T, H]; reciprocal: stat [T]; gain: [H].
+  // ---- RMSNorm: y = gain * x * r,  r = 1 / sqrt(mean(x^2) + epsilon) (arXiv 1910.07467) ----
+  // sum = x + delta, then the norm of sum. Without a delta, sum is x and is not written. sum, normed, x,
+  // delta: act [T, H]; reciprocal: stat [T]; gain: [H].
   virtual void residual_rmsnorm_forward(const Tensor& sum, const Tensor& normed, const Tensor& reciprocal,
                                         const Tensor& x, const Tensor& delta, const Tensor& gain,
                                         double epsilon) = 0;
@@ -171,10 +166,9 @@ class Ops {
   virtual void rmsnorm_backward(const Tensor& d_x, const Tensor& d_gain, const Tensor& d_normed,
                                 const Tensor& x, const Tensor& reciprocal, const Tensor& gain) = 0;
 
-  // ---- linear
-  // --------------------------------------------------------------------------------------------------- u = x
-  // A^T (all adapters at once);  y = x W^T + scale * u B^T, added into y when `accumulate`. x: act [T, in];
-  // y: act [T, out]; u: act [T, R], empty without adapters. y and x may be column slices.
+  // ---- linear ----
+  // u = x A^T (all adapters at once);  y = x W^T + scale * u B^T, added into y when `accumulate`.
+  // x: act [T, in]; y: act [T, out]; u: act [T, R], empty without adapters. y and x may be column slices.
   virtual void linear_forward(const Tensor& y, const Tensor& u, const Tensor& x, const Linear& linear,
                               bool accumulate = false) = 0;
   // d_x = d_y W + d_u A with d_u = scale * d_y B (added into d_x when `accumulate`; d_x may be empty);
@@ -184,18 +178,17 @@ class Ops {
                                const Tensor& x, const Tensor& u, const Linear& linear,
                                bool accumulate = false) = 0;
 
-  // ---- rotary position embedding, half-split layout (Su et al., arXiv 2104.09864, as Hugging Face stores
-  // LLaMA) --- In place on `heads` heads side by side, x: act [T, heads * D]. With c, s = cosines,
+  // ---- rotary position embedding, half-split layout as Hugging Face has it (arXiv 2104.09864) ----
+  // In place on `heads` heads side by side, x: act [T, heads * D]. With c, s = cosines,
   // sines[positions[t]] and the two halves a, b of a head:  a' = a c - b s,  b' = b c + a s.  `inverse`
   // negates s: the transpose, for the backward. cosines, sines: stat [P, D / 2].
   virtual void rope(const Tensor& x, const Tensor& positions, const Tensor& cosines, const Tensor& sines,
                     int64_t head_dim, bool inverse) = 0;
 
-  // ---- attention
-  // ------------------------------------------------------------------------------------------------ Per
-  // sequence and query head h, over the keys that `pattern` lets query i see, KV head h / (Hq / Hkv):
-  //   p_ij = softmax_j(q_i . k_j / sqrt(D)),  out_i = sum_j p_ij v_j,  lse[h, i] = log sum_j exp(q_i . k_j /
-  //   sqrt(D)).
+  // ---- attention ----
+  // Per sequence and query head h, over the keys that `pattern` lets query i see, KV head h / (Hq / Hkv):
+  //   s_ij = q_i . k_j / sqrt(D),  p_ij = softmax_j(s_ij),  out_i = sum_j p_ij v_j,
+  //   lse[h, i] = log sum_j exp(s_ij).
   // q, out: act [T, Hq * D]; k, v: act [T, Hkv * D]; lse: stat [Hq, T]. Flash-style: T x T is never stored
   // (Dao, arXiv 2307.08691).
   virtual void attention_forward(const Tensor& out, const Tensor& lse, const Tensor& q, const Tensor& k,
@@ -207,12 +200,11 @@ class Ops {
                                   const Tensor& out, const Tensor& lse, const SequenceView& sequences,
                                   const AttentionPattern& pattern, int64_t head_dim) = 0;
 
-  // ---- attention of n new tokens to a cache and, causally, to one another: inference only
-  // ------------------------------------------------------------------------------ Query i of head h sees the
-  // cached tokens of KV head h / (Hq / Hkv) and new keys 0 .. i; out and lse as in attention_forward. With
-  // cache.ranks, keys come before RoPE and are turned here, cached ones to their rank and new key j to count
-  // + j; otherwise cosines and sines are not read. With cache.mass, sums over new queries i and the query
-  // heads h of a KV head:
+  // ---- attention of n new tokens to a cache and, causally, to one another: inference only ----
+  // Query i of head h sees the cached tokens of KV head h / (Hq / Hkv) and new keys 0 .. i; out and lse as in
+  // attention_forward. With cache.ranks, keys come before RoPE and are turned here, cached ones to their rank
+  // and new key j to count + j; otherwise cosines and sines are not read. With cache.mass, sums over new
+  // queries i and the query heads h of a KV head:
   //   mass[slot] += sum_hi p_hi,slot,   new_mass[j] = sum_hi p_hij.
   // q, out: act [n, Hq * D], after RoPE; k, v: act [n, Hkv * D]; lse: stat [Hq, n]; new_mass: stat [Hkv, n]
   // or empty; cosines, sines: stat [P, D / 2], P >= count + n. Mass changes no bit of out and lse. What lies
@@ -234,24 +226,23 @@ class Ops {
                                 const Tensor& v, std::span<const KvStep> steps, const Tensor& counts,
                                 const Tensor& cosines, const Tensor& sines, int64_t head_dim) = 0;
 
-  // ---- SwiGLU: act = silu(gate) * up (Shazeer, arXiv 2002.05202)
-  // --------------------------------------------------- gate_up: act [T, 2F], gate in the first F columns.
+  // ---- SwiGLU: act = silu(gate) * up (Shazeer, arXiv 2002.05202) ----
+  // gate_up: act [T, 2F], gate in the first F columns.
   virtual void swiglu_forward(const Tensor& out, const Tensor& gate_up) = 0;
   // d_gate_up may be the same memory as gate_up.
   virtual void swiglu_backward(const Tensor& d_gate_up, const Tensor& d_out, const Tensor& gate_up) = 0;
 
-  // ---- LM head and cross-entropy, a chunk of rows at a time: logits of a long sequence never exist
-  // ------------------ nll[t] = -log softmax(hidden[t] W^T)[targets[t]], and 0 where targets[t] < 0 (not
-  // scored). When d_hidden is given: d_hidden = loss_scale * (softmax - onehot) W on scored rows, 0 on
-  // others; and d_weight += loss_scale * (softmax - onehot)^T hidden when given. nll: stat [T]; hidden,
-  // d_hidden: act [T, H]; weight: [V, H]; d_weight: stat [V, H]; targets: i32 [T].
+  // ---- LM head and cross-entropy, a chunk of rows at a time: logits of a long sequence never exist ----
+  // nll[t] = -log softmax(hidden[t] W^T)[targets[t]], and 0 where targets[t] < 0 (not scored). When d_hidden
+  // is given: d_hidden = loss_scale * (softmax - onehot) W on scored rows, 0 on others; and d_weight +=
+  // loss_scale * (softmax - onehot)^T hidden when given. nll: stat [T]; hidden, d_hidden: act [T, H]; weight:
+  // [V, H]; d_weight: stat [V, H]; targets: i32 [T].
   virtual void head_cross_entropy(const Tensor& nll, const Tensor& d_hidden, const Tensor& d_weight,
                                   const Tensor& hidden, const Tensor& weight, const Tensor& targets,
                                   double loss_scale) = 0;
 
-  // ---- optimizer
-  // ------------------------------------------------------------------------------------------------ AdamW
-  // with decoupled decay (Loshchilov & Hutter, arXiv 1711.05101), everything stat:
+  // ---- optimizer ----
+  // AdamW with decoupled decay (Loshchilov & Hutter, arXiv 1711.05101), everything stat:
   //   g' = gradient_scale g;  m = b1 m + (1 - b1) g';  v = b2 v + (1 - b2) g'^2;
   //   w = w - lr * weight_decay * w - lr * mhat / (sqrt(vhat) + epsilon).
   // `working` is the copy that the forward reads: written from `master` after the update when it is other

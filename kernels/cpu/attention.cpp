@@ -126,8 +126,7 @@ Range visible_columns(const RangePair& keys, const Range& tile, bool second) {
   return empty(seen) ? Range{} : Range{seen.begin - tile.begin, seen.end - tile.begin};
 }
 
-// ---- forward
-// ------------------------------------------------------------------------------------------------------
+// ---- forward ----
 
 // Scores become exp(score - maximum), 0 where unseen; returns their sum.
 template <class T>
@@ -226,8 +225,7 @@ void forward(Matrix<T> out, Matrix<T> lse, Matrix<T> q, Matrix<T> k, Matrix<T> v
   }
 }
 
-// ---- backward
-// -----------------------------------------------------------------------------------------------------
+// ---- backward ----
 
 template <class T>
 struct BackwardHead {

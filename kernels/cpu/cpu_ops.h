@@ -110,8 +110,7 @@ class CpuOps final : public Ops {
   Scratch weights_, activations_, sums_;
 };
 
-// ---- what the kernels share
-// -------------------------------------------------------------------------------------
+// ---- what the kernels share ----
 
 template <class T>
 Matrix<T> matrix(const Tensor& tensor) {

@@ -189,8 +189,7 @@ void sum_all_mass(const Arguments<T>& a, Scratch& scratch) {
     }
 }
 
-// ---- what is kept
-// ---------------------------------------------------------------------------------------------------
+// ---- what is kept ----
 
 struct Candidate {
   int64_t position, source;  // source: its slot, or capacity of the cache + i for new token i

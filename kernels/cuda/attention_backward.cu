@@ -108,8 +108,7 @@ struct Cursor {
   __device__ void advance() { ++step; }
 };
 
-// ---- the accumulation of dQ
-// ----------------------------------------------------------------------------------------
+// ---- the accumulation of dQ ----
 
 __device__ inline void wait_for_turn(const int* turn, int wanted) {
   int seen;
@@ -192,8 +191,7 @@ __device__ void accumulate(const AttentionGradientArguments<uint16_t>& a, const 
   }
 }
 
-// ---- the products
-// --------------------------------------------------------------------------------------------------
+// ---- the products ----
 
 // Reads panels of ROWS rows and D columns.
 template <int ROWS, int D>

@@ -123,8 +123,7 @@ __device__ inline void report(Fault* fault, Fault::Kind kind, int64_t token, int
   fault->limit = static_cast<int32_t>(limit);
 }
 
-// ---- for launchers
-// ----------------------------------------------------------------------------------------------
+// ---- for launchers ----
 
 // Calls work(T{}) with the device type of a float dtype.
 template <class Work>

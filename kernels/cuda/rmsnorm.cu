@@ -1,7 +1,6 @@
 // RMSNorm with the residual sum in front of it, its rebuilding and its backward.
 //   forward   sum = x + delta;  r = 1 / sqrt(mean(sum^2) + epsilon);  normed = gain * sum * r
-//   backward  d_x += r (g - x r^2 mean(g x)),  g = gain * d_normed;   d_gain += sum over t of d_normed * x *
-//   r
+//   backward  d_x += r (g - x r^2 mean(g x)),  g = gain * d_normed;   d_gain += sum over t of d_normed x r
 // x, delta, sum, normed, d_x, d_normed [T, H] in bf16 or f32; r [T] and d_gain [H] in f32; gain [H] in bf16
 // or f32. Moves 4 T H elements forward (2 without delta), 2 to rebuild, 4 backward; about 4 and 10 FLOPs an
 // element. Launch: a block per token forward; a thread holds up to four packs of the row, so that a row is

@@ -47,10 +47,10 @@ TEST_CASE("a rank that is killed or stopped in mid-call is named by all others i
       CAPTURE(how);
       CAPTURE(victim);
       const TemporaryDirectory folder(memory_folder());
-      const double silence_s = 1;
+      const double silence_s = 3;
       Place place;
       Processes ranks(world_size, [&](int rank) {
-        return sum_for_ever(place, rank, world_size, options_with(5, silence_s, folder.path()),
+        return sum_for_ever(place, rank, world_size, options_with(15, silence_s, folder.path()),
                             folder.path());
       });
       for (int rank = 0; rank < world_size; ++rank)
@@ -59,10 +59,10 @@ TEST_CASE("a rank that is killed or stopped in mid-call is named by all others i
       const auto begin = Clock::now();
       REQUIRE(::kill(ranks.id(victim), how) == 0);
       const std::string name = fmt::format("rank {} (", victim);
-      const std::string verdict = how == SIGKILL ? "died" : "silent for 1 s";
+      const std::string verdict = how == SIGKILL ? "died" : "silent for 3 s";
       for (int rank = 0; rank < world_size; ++rank) {
         if (rank == victim) continue;
-        const End end = ranks.end(rank, 5);
+        const End end = ranks.end(rank, 14);
         CHECK(!end.ok);
         CHECK_MESSAGE(end.text.starts_with(name), end.text);
         CHECK_MESSAGE(end.text.find(verdict) != std::string::npos, end.text);
@@ -73,7 +73,7 @@ TEST_CASE("a rank that is killed or stopped in mid-call is named by all others i
         CHECK(flight.at("calls").back().at("bytes") == 1200000);
         CHECK(flight.at("calls").front().at("finished_s").is_number());
       }
-      CHECK(Clock::now() - begin < std::chrono::seconds(4));
+      CHECK(Clock::now() - begin < std::chrono::seconds(12));
     }
 }
 
@@ -86,7 +86,7 @@ TEST_CASE("two ranks that die at once end the others as well") {
     REQUIRE(eventually(20, [&] { return std::filesystem::exists(folder / fmt::format("rank{}", rank)); }));
   ::kill(ranks.id(0), SIGKILL);
   ::kill(ranks.id(3), SIGKILL);
-  for (const int rank : {1, 2, 4}) CHECK_MESSAGE(!ranks.end(rank, 5).ok, rank);
+  for (const int rank : {1, 2, 4}) CHECK_MESSAGE(!ranks.end(rank, 20).ok, rank);
 }
 
 TEST_CASE("a process that a verdict does not end is ended after the grace period with code 6") {
@@ -124,7 +124,7 @@ TEST_CASE("check() tells a rank that makes no calls that another has gone") {
     if (rank == 1) ::_exit(1);
     for (;; ::usleep(1000)) communicator->check();
   });
-  const End end = ranks.end(0, 3);
+  const End end = ranks.end(0, 20);
   CHECK_MESSAGE(end.text.find("rank 1 (") == 0, end.text);
   CHECK_MESSAGE(end.text.find("died") != std::string::npos, end.text);
 }
@@ -147,6 +147,7 @@ TEST_CASE("communicators leave no descriptor and no thread behind, whether the r
       } catch (const Error&) {
       }
     }
+    eventually(2, [&] { return threads() == threads_before; });  // /proc may still show a thread that ended
     return fmt::format("{} {}", open_descriptors() - before, threads() - threads_before);
   });
   for (int rank = 0; rank < 3; ++rank) CHECK(ranks.end(rank, 10).text == "0 0");

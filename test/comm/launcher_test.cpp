@@ -76,7 +76,7 @@ TEST_CASE("ranks get their variables; rank 0 speaks plainly, the others with the
       "printf 'no end' >&2; if [ $SINKLORA_RANK = 0 ]; then [ -e /proc/self/fd/$SINKLORA_LISTEN_FD ] || exit "
       "8; fi",
       3, 5);
-  CHECK(run.code(5) == "0");
+  CHECK(run.code(20) == "0");
   const std::string output = run.output();
   CAPTURE(output);
   CHECK(output.find("[rank 1] I am 1 of 3, here 1\n") != std::string::npos);
@@ -94,28 +94,28 @@ TEST_CASE(
       "if [ $SINKLORA_RANK = 2 ]; then sleep 100 & echo $! > grandchild; fi; sleep 100",
       3, 0.5);
   const auto begin = Clock::now();
-  CHECK(run.code(5) == "7");
-  CHECK(seconds_since(begin) < 2);
+  CHECK(run.code(20) == "7");
+  CHECK(seconds_since(begin) < 15);  // not the 100 s of the sleeping ones
   const std::string output = run.output();
   CAPTURE(output);
   CHECK(output.find("rank 1 ended with exit code 7") != std::string::npos);
   CHECK(output.find("rank 2 still runs 0.5 s after rank 1 failed and is killed") != std::string::npos);
   for (const char* file : {"pid0", "pid1", "pid2", "grandchild"})
-    CHECK(eventually(1, [&] { return !run.lives(file); }));
+    CHECK(eventually(10, [&] { return !run.lives(file); }));
 }
 
 TEST_CASE(
     "a rank that a signal ends, one that is stopped, and ranks that end by themselves within the grace "
     "period") {
   Launched killed("if [ $SINKLORA_RANK = 1 ]; then kill -9 $$; fi; sleep 0.3; exit 6", 3, 5);
-  CHECK(killed.code(3) == "137");
+  CHECK(killed.code(20) == "137");
   CHECK(killed.output().find("rank 1 was ended by signal 9") != std::string::npos);
   CHECK(killed.output().find("is killed") == std::string::npos);
 
   Launched stopped("if [ $SINKLORA_RANK = 1 ]; then kill -STOP $$; fi; sleep 0.1; exit 6", 2, 0.3);
-  CHECK(stopped.code(3) == "6");
+  CHECK(stopped.code(20) == "6");
   CHECK(stopped.output().find("rank 1 still runs") != std::string::npos);
-  CHECK(eventually(1, [&] { return !stopped.lives("pid1"); }));
+  CHECK(eventually(10, [&] { return !stopped.lives("pid1"); }));
 }
 
 TEST_CASE("signals reach every rank once; all ranks saved is exit code 75") {
@@ -123,18 +123,18 @@ TEST_CASE("signals reach every rank once; all ranks saved is exit code 75") {
       "trap 'echo caught >> caught$SINKLORA_RANK; exit 75' TERM; touch ready$SINKLORA_RANK;"
       "while true; do sleep 0.02; done",
       2, 5);
-  REQUIRE(eventually(5, [&] { return run.has("ready0") && run.has("ready1"); }));
+  REQUIRE(eventually(20, [&] { return run.has("ready0") && run.has("ready1"); }));
   ::kill(run.id(), SIGTERM);
-  CHECK(run.code(5) == "75");
+  CHECK(run.code(20) == "75");
   CHECK(run.has("caught0"));
   CHECK(run.has("caught1"));
 }
 
 TEST_CASE("no rank outlives a launcher that is killed") {
   Launched run("touch ready$SINKLORA_RANK; exec sleep 100", 3, 5);
-  REQUIRE(eventually(5, [&] { return run.has("ready0") && run.has("ready1") && run.has("ready2"); }));
+  REQUIRE(eventually(20, [&] { return run.has("ready0") && run.has("ready1") && run.has("ready2"); }));
   ::kill(run.id(), SIGKILL);
-  for (const char* file : {"pid0", "pid1", "pid2"}) CHECK(eventually(2, [&] { return !run.lives(file); }));
+  for (const char* file : {"pid0", "pid1", "pid2"}) CHECK(eventually(10, [&] { return !run.lives(file); }));
 }
 
 // Not a test of its own: this program as the ranks of the test below.
@@ -160,9 +160,9 @@ TEST_CASE("plays a rank where it is launched as one") {
 
 TEST_CASE("launched ranks find each other, and when one is killed the others say so and end") {
   Launched well(fmt::format("SINKLORA_TEST_PLAY=live exec '{}' -tc='plays a rank*'", program), 3, 5);
-  CHECK_MESSAGE(well.code(10) == "0", well.output());
+  CHECK_MESSAGE(well.code(20) == "0", well.output());
   Launched badly(fmt::format("SINKLORA_TEST_PLAY=die exec '{}' -tc='plays a rank*'", program), 3, 5);
-  CHECK(badly.code(10) == "137");
+  CHECK(badly.code(20) == "137");
   const std::string output = badly.output();
   CAPTURE(output);
   CHECK(output.find("sinklora: rank 1 was ended by signal 9") != std::string::npos);

@@ -43,7 +43,9 @@ std::vector<Rendezvous> ranks_at(const Place& place, int world_size, double time
   return all;
 }
 
-#define CHECK_SAYS(text, part) CHECK_MESSAGE((text).find(part) != std::string::npos, text)
+void check_says(const std::string& text, const std::string& part) {
+  CHECK_MESSAGE(text.find(part) != std::string::npos, text);
+}
 
 }  // namespace
 
@@ -77,18 +79,18 @@ TEST_CASE("a file is a place to meet; one of an earlier run is not taken for thi
   write_text_atomically(folder / "id", "{\"nonce\": \"old\", \"addresses\": [\"127.0.0.1\"], \"port\": 1}");
   const auto errors =
       meet_all({{1, 3, fmt::format("file://{}", (folder / "id").string()), "new", "1", 0.3, -1}});
-  CHECK_SAYS(errors[0], "holds the nonce 'old' of another run and this one's is 'new'");
+  check_says(errors[0], "holds the nonce 'old' of another run and this one's is 'new'");
 }
 
 TEST_CASE("missing ranks are named by all who came") {
   Place place;
-  auto ranks = ranks_at(place, 5, 0.5);
+  auto ranks = ranks_at(place, 5, 2);
   ranks.erase(ranks.begin() + 3);
   ranks.erase(ranks.begin() + 1);
   const auto begin = Clock::now();
   for (const std::string& error : meet_all(ranks))
-    CHECK_SAYS(error, "2 of 5 ranks have not come: 1, 3 (here: 0, 2, 4)");
-  CHECK(Clock::now() - begin < std::chrono::seconds(2));
+    check_says(error, "2 of 5 ranks have not come: 1, 3 (here: 0, 2, 4)");
+  CHECK(Clock::now() - begin < std::chrono::seconds(6));
 }
 
 TEST_CASE("no rank 0, or something else in its place") {
@@ -97,7 +99,7 @@ TEST_CASE("no rank 0, or something else in its place") {
   ranks[0].timeout_s = 0.4;
   SUBCASE("nobody listens") {
     place.close();
-    CHECK_SAYS(meet_all(ranks)[0],
+    check_says(meet_all(ranks)[0],
                fmt::format("found no rank 0 at {} within 0.4 s: Connection refused", ranks[0].init));
   }
   SUBCASE("nobody listens any more") {
@@ -105,11 +107,11 @@ TEST_CASE("no rank 0, or something else in its place") {
     ranks[0].host_listens = true;
     ranks[0].timeout_s = 20;
     const auto begin = Clock::now();
-    CHECK_SAYS(meet_all(ranks)[0], fmt::format("rank 0 has ended before rank 1 met it at {}", ranks[0].init));
-    CHECK(Clock::now() - begin < std::chrono::seconds(2));
+    check_says(meet_all(ranks)[0], fmt::format("rank 0 has ended before rank 1 met it at {}", ranks[0].init));
+    CHECK(Clock::now() - begin < std::chrono::seconds(10));
   }
   SUBCASE("a listener that says nothing") {
-    CHECK_SAYS(meet_all(ranks)[0], "accepts connections but does not answer like rank 0");
+    check_says(meet_all(ranks)[0], "accepts connections but does not answer like rank 0");
   }
   SUBCASE("another service") {
     const Descriptor listener = listen_on(0, true);
@@ -120,12 +122,12 @@ TEST_CASE("no rank 0, or something else in its place") {
       send_all(guest, std::as_bytes(std::span("SSH-2.0-OpenSSH_9.2p1 Debian-2+deb12u3\r\n")), after(1));
       std::this_thread::sleep_for(std::chrono::milliseconds(100));
     });
-    CHECK_SAYS(meet_all(ranks)[0], "what answers is not rank 0 of sinklora");
+    check_says(meet_all(ranks)[0], "what answers is not rank 0 of sinklora");
     service.join();
   }
   SUBCASE("no such host") {
     ranks[0].init = "tcp://no-such-host.invalid:2000";
-    CHECK_SAYS(meet_all(ranks)[0], "found no rank 0 at tcp://no-such-host.invalid:2000");
+    check_says(meet_all(ranks)[0], "found no rank 0 at tcp://no-such-host.invalid:2000");
   }
 }
 
@@ -146,31 +148,33 @@ TEST_CASE("ranks that do not fit together are refused at once, and all learn why
   for (const Case& one : cases) {
     CAPTURE(one.stranger);
     Place place;
-    auto ranks = ranks_at(place, 3, 0.5);
+    auto ranks = ranks_at(place, 3, 2);
     one.change(ranks[2]);
     const auto errors = meet_all(ranks);
-    CHECK_SAYS(errors[0], one.others);
+    check_says(errors[0], one.others);
     // Two processes of one rank: either may be the one that came first.
-    if (ranks[2].rank != 1) CHECK_SAYS(errors[2], one.stranger);
+    if (ranks[2].rank != 1) check_says(errors[2], one.stranger);
     // The one that fits may not have come before the run failed.
     CHECK(errors[1] != "");
   }
 }
 
 TEST_CASE("a late rank is told, and a rank that dies at the door is named") {
+  const TemporaryDirectory folder(memory_folder());
   Place place;
   Processes ranks(3, [&](int rank) -> std::string {
     Rendezvous own = place.of(rank, 3);
-    own.timeout_s = 0.5;
+    own.timeout_s = 2;
     place.close();
-    if (rank == 1) ::usleep(1'000'000);
+    if (rank == 1) eventually(50, [&] { return std::filesystem::exists(folder / "too late"); });
     meet(own);
     return "met";
   });
   place.close();
-  CHECK_SAYS(ranks.end(0, 2).text, "1 of 3 ranks have not come: 1");
-  CHECK_SAYS(ranks.end(2, 2).text, "1 of 3 ranks have not come: 1");
-  CHECK_SAYS(ranks.end(1, 3).text, "Connection refused");
+  check_says(ranks.end(0, 20).text, "1 of 3 ranks have not come: 1");
+  check_says(ranks.end(2, 20).text, "1 of 3 ranks have not come: 1");
+  write_text_atomically(folder / "too late", "");
+  check_says(ranks.end(1, 20).text, "Connection refused");
 
   Place other;
   Processes dying(3, [&](int rank) -> std::string {
@@ -184,9 +188,9 @@ TEST_CASE("a late rank is told, and a rank that dies at the door is named") {
     return "met";
   });
   other.close();
-  ::usleep(200'000);
+  ::usleep(1'000'000);  // it has been let in by then
   ::kill(dying.id(2), SIGKILL);
-  CHECK_SAYS(dying.end(0, 2).text, "rank 2 on");
+  check_says(dying.end(0, 20).text, "rank 2 on");
 }
 
 TEST_CASE("what cannot be a place is refused with the variable's name") {

@@ -1,7 +1,6 @@
 #include "data/tokenizer.h"
 
 #include <doctest/doctest.h>
-#include <time.h>
 
 #include <algorithm>
 
@@ -9,18 +8,13 @@
 #include "base/files.h"
 #include "base/hash.h"
 #include "base/json.h"
+#include "test/clock.h"
 #include "test/temporary.h"
 
 using namespace sinklora;
 using Ids = std::vector<int32_t>;
 
 namespace {
-
-double thread_seconds() {  // of work, not of waiting: other programs may share the machine
-  timespec time;
-  REQUIRE(clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time) == 0);
-  return static_cast<double>(time.tv_sec) + static_cast<double>(time.tv_nsec) * 1e-9;
-}
 
 std::string repeated(std::string_view unit, size_t bytes) {
   std::string text;
@@ -82,10 +76,10 @@ TEST_CASE("a megabyte of one letter takes less than two seconds") {
       const auto tokenizer =
           open_tokenizer(file == "byte" ? std::filesystem::path(file) : golden_tokenizer(file));
       const std::string text = repeated(unit, 1 << 20);
-      [[maybe_unused]] const double start = thread_seconds();
+      [[maybe_unused]] const double start = test::thread_seconds();
       const Ids ids = tokenizer->encode(text);
 #ifdef NDEBUG
-      CHECK(thread_seconds() - start < 2.0);
+      CHECK(test::thread_seconds() - start < 2.0);
 #endif
       CHECK(tokenizer->decode(ids) == text);
     }

@@ -114,7 +114,7 @@ TEST_CASE(
   const Ranks ranks;
   const int timeout_s = 2;
   const auto fails = [&](RunningProgram& program, int rank, const std::string& text) {
-    CHECK(program.exit_code(timeout_s + 5) == 6);
+    CHECK(program.exit_code(timeout_s + 20) == 6);
     CHECK_MESSAGE(ranks.log(rank).find(text) != std::string::npos, ranks.log(rank));
   };
   {

@@ -89,6 +89,7 @@ void TokenizeRun::read_finished() {
   } catch (const Json::exception& error) {
     fail_input("{}: {}", (out_ / kManifestName).string(), error.what());
   }
+  fs::remove_all(work_);  // of a run that was killed while it cleared up
   finished_ = true;
 }
 

@@ -10,7 +10,7 @@ namespace sinklora {
 
 struct DecodeBench {
   std::string shape = "llama2-7b";  // llama2-7b, llama3-8b, smollm2-135m
-  CacheOptions cache;               // a budget that is a part is one of prompt + steps
+  CacheOptions cache;  // a budget that is a part is one of prompt + warmup + steps + 1 (profile: + 2)
   int64_t prompt = 32768, chunk = 8192;
   int64_t batch = 1;  // sequences side by side; 0: as many as the device's memory holds
   int64_t warmup = 4, steps = 32;

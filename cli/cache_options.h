@@ -35,6 +35,9 @@ inline CLI::App* add_cache_options(CLI::App& verb, CacheOptions& options,
              "where RoPE puts kept tokens: where they were, or at their place in the cache; auto: index for "
              "streaming",
              {"auto", "original", "index"});
+  // Without --cache they would change nothing, and look as if they cost nothing.
+  for (CLI::Option* option : group->get_options())
+    if (option != group->get_option("--cache")) option->needs(group->get_option("--cache"));
   return group;
 }
 

@@ -41,6 +41,7 @@ void run(ChatCommand& c) {
   const KvCachePolicy policy = make_cache_policy(c.generation.cache, c.inference.context);
   c.inference.chunk = kPromptChunk;
   const LoadedModel loaded = load_for_inference(c.inference);
+  note_scaling(c.inference, loaded.llama->config());
   options.generate = {c.generation.max_new_tokens, end_of_text_ids(loaded.llama->config(), c.inference.model),
                       InterruptGuard::flag()};
   CachedSession session(*loaded.llama, policy);
@@ -70,7 +71,10 @@ void add_chat(CLI::App& app) {
       "  sinklora chat --model smollm2-instruct --temperature 0.7 --top-p 0.9\n"
       "  sinklora chat --model llama --adapter run --template alpaca --context 32k\n"
       "  sinklora chat --model smollm2-instruct --system \"Be brief.\" < questions.txt");
-  verb->callback([command] { run(*command); });
+  verb->callback([command] {
+    resolve_precision(command->inference);
+    run(*command);
+  });
 }
 
 }  // namespace sinklora

@@ -21,6 +21,9 @@ struct Arguments {
 
 void run(const Arguments& a) {
   if (a.shortest > a.longest) fail_usage("--shortest {} is above --longest {}", a.shortest, a.longest);
+  for (const auto& book : a.books)
+    if (std::error_code error; std::filesystem::equivalent(book, a.out, error))
+      fail_usage("--out {}: is one of --books, and would be replaced", a.out);
   const auto seed = static_cast<uint64_t>(a.seed);
   const CorpusOptions options{seed, a.shortest, a.longest};
   CorpusSize size;
@@ -58,15 +61,19 @@ void add_corpus(CLI::App& app) {
   add_count(verb, "--longest", a.longest, "bytes of the longest document", 200, 100'000'000);
   add_count(verb, "--seed", a.seed, "equal seeds make equal documents");
   auto* books = verb.add_option_group("Books");
-  books
-      ->add_option("--books", a.books,
-                   "text files: plant facts in passages of them, and ask for one (--format alpaca)")
-      ->type_name("FILE");
-  add_count(*books, "--facts", a.questions.facts, "planted in each passage", 1, 500);
+  auto* files =
+      books
+          ->add_option("--books", a.books,
+                       "text files: plant facts in passages of them, and ask for one (--format alpaca)")
+          ->type_name("FILE");
+  add_count(*books, "--facts", a.questions.facts, "planted in each passage", 1, 500)->needs(files);
   add_count(*books, "--asked", a.questions.asked,
-            "of them, at most, in one question; several teach more in a pass over the passage", 1, 500);
-  books->add_flag("--held-out", a.questions.held_out,
-                  "only things and numbers that questions without it never have");
+            "of them, at most, in one question; several teach more in a pass over the passage", 1, 500)
+      ->needs(files);
+  books
+      ->add_flag("--held-out", a.questions.held_out,
+                 "only things and numbers that questions without it never have")
+      ->needs(files);
   verb.footer(
       "Examples:\n"
       "  sinklora corpus --out train.jsonl --bytes 4M\n"

@@ -10,6 +10,7 @@
 #include "cli/rank_work.h"
 #include "cli/verbs.h"
 #include "comm/agreement.h"
+#include "data/tokenizer.h"
 #include "eval/perplexity.h"
 #include "model/attention_options.h"
 
@@ -23,7 +24,7 @@ struct PerplexityCommand {
   std::filesystem::path data;
   std::string protocol = "blocks", json, gpus = "1";
   int64_t stride = 256, buckets = 16, chunk = 32;
-  bool separate_documents = false, cached = false;
+  bool separate_documents = false, force_tokenizer = false, cached = false;
 };
 
 void check(const PerplexityCommand& c) {
@@ -100,8 +101,9 @@ void run_on(const PerplexityCommand& c, Ops& ops, Communicator& ranks) {
   const auto model = load_for_inference(inference, ops);
   // The windows of other protocols are cut from the text, whatever rows the shards have.
   const bool any_rows = c.protocol != "blocks" && c.data.extension() != ".bin";
-  const auto dataset = open_dataset(
-      c.data, {any_rows ? 0 : inference.context, model->config().vocab_size, c.separate_documents, "", true});
+  const auto dataset =
+      open_dataset(c.data, {any_rows ? 0 : inference.context, model->config().vocab_size,
+                            c.separate_documents, tokenizer_hash(inference.model), c.force_tokenizer});
   agree(ranks, {{"data", dataset->hash()}, {"commit", built_commit()}}, "before evaluating");
   const bool first = ranks.rank() == 0;
   if (first && c.protocol == "blocks") fmt::print(stderr, "{}\n", dataset->describe());
@@ -140,6 +142,8 @@ void add_measurement(CLI::App& verb, PerplexityCommand& c) {
   add_count(*group, "--batch", c.inference.batch, "windows at once", 1, 1 << 20);
   add_count(*group, "--buckets", c.buckets, "of positions, of which the JSON gives the loss each", 1,
             1 << 16);
+  group->add_flag("--force-tokenizer", c.force_tokenizer,
+                  "accept shards made with another tokenizer than the model's");
   group->add_flag("--separate-documents", c.separate_documents,
                   "packed documents do not see each other (blocks)");
   add_gpus(*group, c.gpus,
@@ -166,11 +170,8 @@ void add_eval(CLI::App& app) {
   add_count(*attention, "--sinks", command->attention.sinks, "")->needs(pattern);
   auto* cache = add_cache_options(*verb, command->cache, "--cache-sinks");
   add_count(*cache, "--cache-chunk", command->chunk,
-            "tokens that see the cache and one another, then enter it; 1: as a text is generated", 1,
-            1 << 20);
-  // Without --cache they would change nothing, and look as if they cost nothing.
-  for (CLI::Option* option : cache->get_options())
-    if (option != cache->get_option("--cache")) option->needs(cache->get_option("--cache"));
+            "tokens that see the cache and one another, then enter it; 1: as a text is generated", 1, 1 << 20)
+      ->needs(cache->get_option("--cache"));
   verb->add_option("--json", command->json, "write the result as JSON to FILE, - for standard output")
       ->type_name("FILE");
   verb->footer(
@@ -183,6 +184,7 @@ void add_eval(CLI::App& app) {
       "-\n"
       "  sinklora eval ppl --model smollm2 --data held-out --context 4096 --cache h2o --cache-budget 0.2");
   verb->callback([command, cache] {
+    resolve_precision(command->inference);
     command->cached = cache->get_option("--cache")->count() > 0;
     run(*command);
   });

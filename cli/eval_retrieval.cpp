@@ -75,8 +75,10 @@ Json to_json(const RetrievalCommand& c, std::span<const RetrievalCell> cells, co
     for (const auto& book : c.books)
       books.push_back({{"file", book.string()}, {"sha256", sha256_of_file(book)}});
     record["books"] = std::move(books);
-    record["facts"] = c.questions.facts;
-    record["held_out"] = c.questions.held_out;
+    if (!c.books.empty()) {
+      record["facts"] = c.questions.facts;
+      record["held_out"] = c.questions.held_out;
+    }
   }
   add_cache(record, c.cache);
   add_origin(record, c.inference);
@@ -84,15 +86,15 @@ Json to_json(const RetrievalCommand& c, std::span<const RetrievalCell> cells, co
 }
 
 void report(const RetrievalCommand& c, std::span<const RetrievalCell> cells, const RopeScaling& rope) {
+  if (!write_result(c.json, to_json(c, cells, rope)))
+    for (const RetrievalCell& cell : cells)
+      fmt::print("{:>7} tokens ({:.0f})  depth {:>6}  {}/{}\n", cell.wanted_tokens, cell.tokens,
+                 cell.depth               ? fmt::format("{:.2f}", *cell.depth)
+                 : c.protocol == "topics" ? "first"
+                                          : "random",
+                 cell.correct, cell.trials);
   if (!c.plot.empty())
     write_heat_map(c.plot, fmt::format("Retrieval ({}), % of the answers right", c.protocol), cells);
-  if (write_result(c.json, to_json(c, cells, rope))) return;
-  for (const RetrievalCell& cell : cells)
-    fmt::print("{:>7} tokens ({:.0f})  depth {:>6}  {}/{}\n", cell.wanted_tokens, cell.tokens,
-               cell.depth               ? fmt::format("{:.2f}", *cell.depth)
-               : c.protocol == "topics" ? "first"
-                                        : "random",
-               cell.correct, cell.trials);
 }
 
 void run(RetrievalCommand& c) {
@@ -157,7 +159,10 @@ CLI::App* add_retrieval(CLI::App& eval, const std::string& name, const std::stri
             "tokens of a prompt in one pass; they see one another whatever the budget", 1, int64_t{1} << 20);
   verb->add_option("--json", c.json, "write the result as JSON to FILE, - for standard output")
       ->type_name("FILE");
-  verb->callback([command] { run(*command); });
+  verb->callback([command] {
+    resolve_precision(command->inference);
+    run(*command);
+  });
   return verb;
 }
 
@@ -171,32 +176,44 @@ void add_eval_retrieval(CLI::App& eval) {
           "  sinklora eval passkey --model llama --adapter run --max-tokens 32000 --context "
           "32768\n"
           "  sinklora eval passkey --model smollm2 --depths 11 --trials 3 --plot passkey.svg --json "
-          "passkey.json");
+          "passkey.json\n"
+          "  sinklora eval passkey --model smollm2 --max-tokens 4000 --cache streaming --budget 0.5");
   add_retrieval(eval, "lines", "find the number of one line among hundreds, in the manner of LongChat",
                 command())
       ->footer(
           "Examples:\n"
           "  sinklora eval lines --model llama-chat --template llama2 --max-tokens 16000 --interval 4000\n"
-          "  sinklora eval lines --model smollm2 --depths 5 --cache h2o --budget 0.2 --plot lines.svg");
+          "  sinklora eval lines --model smollm2 --depths 5 --cache h2o --budget 0.2 --plot lines.svg\n"
+          "  sinklora eval lines --model llama --adapter run --device cuda --gpus all --json lines.json");
   add_retrieval(eval, "topics", "name the first topic of many conversations, in the manner of LongChat",
                 command())
       ->footer(
           "Examples:\n"
-          "  sinklora eval topics --model llama-chat --template llama2 --max-tokens 16000 --interval 4000");
+          "  sinklora eval topics --model llama-chat --template llama2 --max-tokens 16000 --interval 4000\n"
+          "  sinklora eval topics --model smollm2 --adapter run --interval 4000 --trials 50 --seed 2\n"
+          "  sinklora eval topics --model smollm2 --interval 4000 --cache h2o --budget 0.2 --json "
+          "topics.json");
   const auto questions = command();
   auto* verb = add_retrieval(eval, "questions",
                              "answer questions about long documents, as `corpus` writes them", questions);
   auto* books = verb->add_option_group("Books");
-  books
-      ->add_option("--books", questions->books,
-                   "text files, others than those trained on; without them, documents of `corpus`")
-      ->type_name("FILE");
+  auto* files =
+      books
+          ->add_option("--books", questions->books,
+                       "text files, others than those trained on; without them, documents of `corpus`")
+          ->type_name("FILE");
   add_count(*books, "--facts", questions->questions.facts, "planted in each passage; one is asked for", 1,
-            500);
-  books->add_flag("--held-out", questions->questions.held_out,
-                  "only things and numbers that `corpus` without --held-out never has");
+            500)
+      ->needs(files);
+  books
+      ->add_flag("--held-out", questions->questions.held_out,
+                 "only things and numbers that `corpus` without --held-out never has")
+      ->needs(files);
   verb->footer(
       "Examples:\n"
+      "  sinklora eval questions --model smollm2 --adapter run --template llama2 --max-tokens 4000\n"
+      "  sinklora eval questions --model mini --adapter sft --template llama2 --books heldout/*.txt --facts "
+      "4 --json -\n"
       "  sinklora eval questions --model mini --adapter sft --template llama2 --books "
       "heldout/*.txt \\\n"
       "      --held-out --max-tokens 4096 --interval 1024 --depths 5 --plot questions.svg");

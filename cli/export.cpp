@@ -65,7 +65,10 @@ void add_export(CLI::App& app) {
       "  sinklora export --model merged --out merged-2g --max-shard-size 2G\n"
       "  sinklora export --adapter-only --adapter run --out my-adapter\n"
       "Exit codes: 0 done, 2 wrong command line, 3 broken input.");
-  verb->callback([options] {
+  verb->callback([verb, options] {
+    if (options->adapter_only && (verb->count("--dtype") > 0 || verb->count("--max-shard-size") > 0))
+      fail_usage(
+          "--adapter-only copies the adapter's files as they are: leave --dtype and --max-shard-size away");
     if (options->adapter_only && options->adapter.empty()) fail_usage("--adapter-only needs --adapter DIR");
     if (!options->adapter_only && !options->adapter.empty())
       fail_usage("--adapter alone is not exported into a model; use sinklora merge, or add --adapter-only");

@@ -47,6 +47,7 @@ void run(GenerateCommand& c) {
   const KvCachePolicy policy = make_cache_policy(c.generation.cache, c.inference.context);
   if (c.logits.empty()) c.inference.chunk = kPromptChunk;  // else one pass gives the logits of all tokens
   const LoadedModel loaded = load_for_inference(c.inference);
+  note_scaling(c.inference, loaded.llama->config());
   if (!c.logits.empty()) write_logits(c, *loaded.llama, ids);
 
   CachedSession session(*loaded.llama, policy);
@@ -59,17 +60,21 @@ void run(GenerateCommand& c) {
   });
   if (c.json != "-") fmt::print("\n");
   const double seconds = reply.prefill_seconds + reply.decode_seconds;
-  write_result(c.json, {{"prompt_tokens", prompt_tokens},
-                        {"new_tokens", reply.ids.size()},
-                        {"seconds", seconds},
-                        {"tokens_per_s", static_cast<double>(reply.ids.size()) / seconds},
-                        {"prefill_seconds", reply.prefill_seconds},
-                        {"decode_tokens_per_s", reply.decode_tokens_per_s()},
-                        {"ended_by", describe(reply.end)},
-                        {"cache", c.generation.cache.kind},
-                        {"cache_bytes", session.cache_bytes()},
-                        {"ids", reply.ids},
-                        {"text", reply.text}});
+  Json record{{"prompt_tokens", prompt_tokens},
+              {"new_tokens", reply.ids.size()},
+              {"seconds", seconds},
+              {"tokens_per_s", static_cast<double>(reply.ids.size()) / seconds},
+              {"prefill_seconds", reply.prefill_seconds},
+              {"decode_tokens_per_s", reply.decode_tokens_per_s()},
+              {"ended_by", describe(reply.end)},
+              {"context", c.inference.context},
+              {"rope_scaling", describe(loaded.llama->config().rope)},
+              {"cache_bytes", session.cache_bytes()},
+              {"ids", reply.ids},
+              {"text", reply.text}};
+  add_cache(record, c.generation.cache);
+  add_origin(record, c.inference);
+  write_result(c.json, record);
 }
 
 }  // namespace
@@ -97,7 +102,10 @@ void add_generate(CLI::App& app) {
       "  sinklora generate --model smollm2 --prompt \"The sea was\" --max-new-tokens 50\n"
       "  sinklora generate --model smollm2 --prompt-file chapter.txt --temperature 0.8 --top-p 0.9\n"
       "  sinklora generate --model smollm2 --prompt \"Q: Why?\" --stop \"Q:\" --json reply.json");
-  verb->callback([command] { run(*command); });
+  verb->callback([command] {
+    resolve_precision(command->inference);
+    run(*command);
+  });
 }
 
 }  // namespace sinklora

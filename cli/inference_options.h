@@ -6,7 +6,9 @@
 #include "base/json.h"
 #include "base/version.h"
 #include "cli/option_checks.h"
+#include "kernels/backend.h"
 #include "model/loaded_model.h"
+#include "model/peft_adapter.h"
 
 namespace sinklora {
 
@@ -23,8 +25,24 @@ inline void add_inference_options(CLI::App& verb, InferenceOptions& options) {
                    "yarn:F, llama3:F")
       ->capture_default_str()
       ->type_name("WORD");
-  add_choice(*group, "--device", options.device, "", {"cpu", "cuda"});
-  add_choice(*group, "--precision", options.precision, "", {"bf16", "fp32"});
+  add_device(*group, options.device, options.precision);
+}
+
+inline void resolve_precision(InferenceOptions& options) {
+  options.precision = precision_on(options.device, options.precision);
+}
+
+// Says on standard error when the context alone has changed the angles: the model then computes other numbers
+// than with a shorter one.
+inline void note_scaling(const InferenceOptions& options, const LlamaConfig& used) {
+  const LlamaConfig own = read_config(options.model);
+  if (options.rope_scaling != "auto" || used.rope == own.rope) return;
+  if (!options.adapter.empty() && read_run_info(options.adapter).rope) return;
+  fmt::print(
+      stderr,
+      "note: a context of {} is beyond the model's {} positions: RoPE {} (--rope-scaling none keeps its "
+      "own)\n",
+      options.context, own.max_positions, describe(used.rope));
 }
 
 // What a result record says of the model and the program that measured it.

@@ -57,8 +57,9 @@ void add_inspect(CLI::App& app) {
       "inspect", "a dataset, model, adapter or checkpoint in words; samples of tokens and labels");
   const auto arguments = std::make_shared<Arguments>();
   Arguments& a = *arguments;
-  verb->add_option("path", a.path,
-                   "a shard, a directory of shards, a token stream (.bin), a model or an adapter")
+  accept_run(
+      verb->add_option("path", a.path,
+                       "a shard, a directory of shards, a token stream (.bin), a model, an adapter or a run"))
       ->required()
       ->type_name("PATH")
       ->group("Input");

@@ -52,6 +52,18 @@ int complain(const std::string& text, sinklora::ExitCode code) {
   return static_cast<int>(code);
 }
 
+constexpr const char* kExitCodes =
+    "Exit codes: 0 done, 2 wrong command line, 3 broken input, 4 does not fit into memory,\n"
+    "5 non-finite loss, 6 a peer failed, 70 a defect of this program, 75 saved on a signal.";
+
+// Where a verb does not name those that it has.
+void add_exit_codes(CLI::App& app) {
+  if (app.get_footer().find("Exit codes") == std::string::npos)
+    app.footer(app.get_footer() + (app.get_footer().empty() ? "" : "\n") + kExitCodes);
+  for (CLI::App* verb : app.get_subcommands([](CLI::App* one) { return !one->get_name().empty(); }))
+    add_exit_codes(*verb);
+}
+
 int run(int argc, char** argv) {
   using namespace sinklora;
   CLI::App app{"sinklora: long-context fine-tuning of LLaMA with SF-Attn and LoRA+"};
@@ -60,9 +72,6 @@ int run(int argc, char** argv) {
   app.fallthrough();  // --config may stand after the verb
   add_tokenize(app);
   add_inspect(app);
-  app.footer(
-      "Exit codes: 0 done, 2 wrong command line, 3 broken input, 4 does not fit into memory,\n"
-      "5 non-finite loss, 6 a peer failed, 70 a defect of this program, 75 saved on a signal.");
   app.set_config("--config", "", "read options from a TOML file; the command line wins over it");
   app.allow_config_extras(CLI::config_extras_mode::error);
   app.config_formatter(std::make_shared<VerbConfig>(app));
@@ -77,6 +86,7 @@ int run(int argc, char** argv) {
   add_merge(app);
   add_export(app);
   add_verify(app);
+  add_exit_codes(app);
   try {
     app.parse(argc, argv);
     return 0;

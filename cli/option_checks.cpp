@@ -96,6 +96,16 @@ CLI::Option* add_choices(CLI::App& app, const std::string& name, std::vector<std
       ->type_name("LIST");
 }
 
+void add_device(CLI::App& app, std::string& device, std::string& precision) {
+  precision = "auto";
+  add_choice(app, "--device", device, "what computes", {"cpu", "cuda"});
+  add_choice(
+      app, "--precision", precision,
+      "auto: bf16 on a GPU, fp32 on the CPU. On a GPU bf16 is what tensor cores compute in, fp32 is for "
+      "comparison; on the CPU bf16 keeps frozen matrices in bf16 and computes in fp32",
+      {"auto", "bf16", "fp32"});
+}
+
 CLI::Option* accept_run(CLI::Option* directory) {
   const auto newest = [](const std::string& text) {
     std::string checkpoint;

@@ -25,6 +25,8 @@ CLI::Option* add_choice(CLI::App& app, const std::string& name, std::string& val
 // Several of a few words, with commas between them.
 CLI::Option* add_choices(CLI::App& app, const std::string& name, std::vector<std::string>& values,
                          const std::string& help, const std::vector<std::string>& words);
+// --device and --precision, both with their defaults; the verb calls precision_on() for "auto".
+void add_device(CLI::App& app, std::string& device, std::string& precision);
 // For the directory of a model, adapter or checkpoint: a run directory of `train` stands for its newest one.
 CLI::Option* accept_run(CLI::Option* directory);
 // --gpus: "all" or a number from 1 to 9999, left as text.

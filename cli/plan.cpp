@@ -8,6 +8,7 @@
 #include "cli/output.h"
 #include "cli/train_options.h"
 #include "cli/verbs.h"
+#include "kernels/backend.h"
 #include "train/trainer.h"
 
 namespace sinklora {
@@ -63,9 +64,15 @@ void add_plan(CLI::App& app) {
   verb->add_option("--json", *json, "write the table as JSON to FILE, - for standard output")
       ->type_name("FILE");
   verb->footer(
-      "Exit codes: 0 it fits, 4 it does not.\n\nExample:\n"
-      "  sinklora plan --model llama-2-7b --context 32768 --recompute block");
-  verb->callback([options, json] { print_plan(*options, *json); });
+      "Examples:\n"
+      "  sinklora plan --model llama-2-7b --context 32768 --recompute block\n"
+      "  sinklora plan --model llama-2-7b --context 8192 --device cuda --gpus 8 --shard-base\n"
+      "  sinklora plan --model smollm2 --context 2048 --batch 4 --memory-limit 16 --json -\n"
+      "Exit codes: 0 it fits, 2 wrong command line, 3 broken input, 4 it does not fit.");
+  verb->callback([options, json] {
+    options->precision = precision_on(options->device, options->precision);
+    print_plan(*options, *json);
+  });
 }
 
 }  // namespace sinklora

@@ -5,6 +5,7 @@
 #include "base/error.h"
 #include "cli/train_options.h"
 #include "cli/verbs.h"
+#include "kernels/backend.h"
 
 namespace sinklora {
 
@@ -30,6 +31,7 @@ void add_train(CLI::App& app) {
     // Of two options that exclude each other, the one that holds: else the file could not be given back.
     verb->get_option(options->steps > 0 ? "--epochs" : "--steps")->configurable(false);
     options->resolved_config = verb->config_to_str(true, true);
+    options->precision = precision_on(options->device, options->precision);
     if (const int code = train_on_ranks(*options); code != 0) throw CLI::RuntimeError(code);
   });
 }

@@ -78,9 +78,7 @@ void add_optimizer_options(CLI::App& verb, TrainOptions& o) {
 
 void add_machine_options(CLI::App& verb, TrainOptions& o) {
   auto* group = verb.add_option_group("Machine");
-  add_choice(*group, "--device", o.device, "", {"cpu", "cuda"});
-  add_choice(*group, "--precision", o.precision,
-             "bf16 on the CPU keeps frozen matrices in bf16 and computes in fp32", {"bf16", "fp32"});
+  add_device(*group, o.device, o.precision);
   add_choice(*group, "--recompute", o.recompute,
              "what the backward computes again instead of keeping; no choice changes a bit of the result",
              {"auto", "none", "cheap", "block"});
@@ -102,8 +100,10 @@ void add_machine_options(CLI::App& verb, TrainOptions& o) {
              "seconds that ranks wait for one another; longer than loading or saving takes", 0.1, 1e6);
   add_count(*group, "--check-every", o.check_every,
             "steps between comparisons of the trained weights of all ranks; 0: never");
-  group->add_flag_function(
-      "--deterministic", [](int64_t) {}, "equal runs give equal bits: always on, accepted for scripts");
+  group
+      ->add_flag_function(
+          "--deterministic", [](int64_t) {}, "equal runs give equal bits: always on, accepted for scripts")
+      ->configurable(false);
 }
 
 }  // namespace

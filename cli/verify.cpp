@@ -7,6 +7,7 @@
 
 #include "base/child.h"
 #include "base/error.h"
+#include "cli/option_checks.h"
 #include "cli/verbs.h"
 #include "data/inspect_dataset.h"
 #include "model/describe.h"
@@ -46,7 +47,8 @@ void add_verify(CLI::App& app) {
   auto paths = std::make_shared<std::vector<std::string>>();
   CLI::App* verb = app.add_subcommand(
       "verify", "read files as if a stranger had made them and say what is wrong with them");
-  verb->add_option("PATH", *paths, "model or adapter directories, safetensors files, shards, token streams")
+  accept_run(verb->add_option("PATH", *paths,
+                              "model or adapter directories, runs, safetensors files, shards, token streams"))
       ->required()
       ->type_name("PATH...")
       ->group("Input");
@@ -63,7 +65,7 @@ void add_verify(CLI::App& app) {
     for (const std::string& path : *paths) {
       const ChildResult result = run_in_child([&] { return verify_one(path); });
       if (result.ok)
-        fmt::print("ok       {}\n{}", path, result.text);
+        fmt::print("ok       {}\n{}{}", path, result.text, result.text.ends_with('\n') ? "" : "\n");
       else
         fmt::print("BROKEN   {}\n         {}\n", path, result.text);
       broken += !result.ok;

@@ -1,8 +1,22 @@
 #include "data/documents.h"
 
 #include "base/error.h"
+#include "data/utf8.h"
 
 namespace sinklora {
+namespace {
+
+// What another encoding, an archive or a shard would make of itself is not worth learning.
+void expect_text(std::string& text, const std::filesystem::path& path) {
+  if (text.starts_with("\xef\xbb\xbf")) text.erase(0, 3);  // a byte-order mark
+  if (is_utf8(text) && text.find('\0') == std::string::npos) return;
+  size_t at = 0;
+  while (const size_t length = text[at] == '\0' ? 0 : utf8_length(text, at)) at += length;
+  fail_input("{}: byte {} is no UTF-8 text; convert it (iconv -f LATIN1 -t UTF-8), or leave the file away",
+             path.string(), at);
+}
+
+}  // namespace
 
 RecordSource::RecordSource(std::vector<std::filesystem::path> inputs, bool all_json,
                            const RecordPosition& start)
@@ -28,8 +42,12 @@ bool RecordSource::next(Record& record) {
       record.end_offset = position_.offset + static_cast<int64_t>(record.bytes.size());
     } else {
       if (position_.offset > 0) continue;
+      if (path.extension() == ".json")
+        fail_usage("{}: is JSON by its name, not a text; say --format alpaca or chat, or rename it",
+                   path.string());
       record.bytes.resize(static_cast<size_t>(file_->size()));
       file_->read(0, std::as_writable_bytes(std::span(record.bytes)));
+      expect_text(record.bytes, path);
       record.end_offset = file_->size();
     }
     record.position = position_;

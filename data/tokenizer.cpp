@@ -150,6 +150,14 @@ EncodedSegments Tokenizer::encode_segments(std::span<const Segment> segments) co
   return encoded;
 }
 
+std::string tokenizer_hash(const fs::path& path) {
+  try {
+    return open_tokenizer(path)->sha256;
+  } catch (const Error&) {
+    return {};
+  }
+}
+
 std::unique_ptr<Tokenizer> open_tokenizer(const fs::path& path) {
   if (path == "byte") return make_byte_tokenizer();
   fs::path file = path;

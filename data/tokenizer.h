@@ -55,6 +55,9 @@ class Tokenizer {
 // names what is not understood.
 std::unique_ptr<Tokenizer> open_tokenizer(const std::filesystem::path& path);
 
+// The sha256 of the tokenizer that open_tokenizer(path) gives; "" where there is none that can be read.
+std::string tokenizer_hash(const std::filesystem::path& path);
+
 // Makes `directory`, which must exist, one that open_tokenizer() opens as the byte tokenizer: a
 // tokenizer_config.json whose tokenizer_class is SinkloraByteTokenizer.
 void write_byte_tokenizer(const std::filesystem::path& directory);

@@ -14,6 +14,11 @@ std::unique_ptr<Ops> make_ops(const std::string& device, const std::string& prec
   fail_usage("--device {}: choose cpu or cuda", device);
 }
 
+std::string precision_on(const std::string& device, const std::string& precision) {
+  if (precision != "auto") return precision;
+  return device == "cuda" ? "bf16" : "fp32";
+}
+
 int device_count(const std::string& device) { return device == "cuda" ? cuda_device_count() : 1; }
 
 DType frozen_dtype(const std::string& precision) { return precision == "bf16" ? DType::bf16 : DType::f32; }

@@ -12,6 +12,9 @@ namespace sinklora {
 // kept in bfloat16 (half the memory) and everything is computed in f32. `index`: which GPU.
 std::unique_ptr<Ops> make_ops(const std::string& device, const std::string& precision, int index = 0);
 
+// What `precision` "auto" stands for on this device: bf16 on a GPU, whose tensor cores want it, fp32 on the CPU.
+std::string precision_on(const std::string& device, const std::string& precision);
+
 // How many of them there are: GPUs that this process sees; the CPU is one.
 int device_count(const std::string& device);
 

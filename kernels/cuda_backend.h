@@ -4,6 +4,8 @@
 
 #include <cstdint>
 #include <memory>
+#include <string>
+#include <vector>
 
 #include "kernels/ops.h"
 
@@ -15,6 +17,14 @@ std::unique_ptr<Ops> make_cuda_ops(DType activation, int index = 0);
 
 // GPUs that this process sees, at least one.
 int cuda_device_count();
+
+// For reports; never throws. version: "runtime 13.0, driver 13.0", or what is missing. devices: for each GPU
+// "NVIDIA H100 80GB HBM3, 79.2 GiB, compute capability 9.0".
+struct CudaDescription {
+  std::string version;
+  std::vector<std::string> devices;
+};
+CudaDescription describe_cuda();
 
 // Free bytes of GPU `index`, which becomes this thread's; of the one that is, when index is negative.
 int64_t cuda_available_memory(int index = -1);

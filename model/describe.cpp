@@ -8,6 +8,7 @@
 
 #include "base/error.h"
 #include "base/progress.h"
+#include "model/checksums.h"
 #include "model/hf_directory.h"
 #include "model/peft_adapter.h"
 
@@ -108,6 +109,7 @@ std::string describe_adapter(const fs::path& directory) {
 
 std::string verify_model(const fs::path& directory) {
   const ModelDirectory model(directory);
+  if (fs::exists(directory / "SHA256SUMS")) verify_sums(directory);
   for (const TensorInfo& expected : expected_tensors(model.config()))
     check_values(directory.string(), model.info(expected.name),
                  [&](int64_t at, std::span<float> out) { model.read(expected.name, at, out); });
@@ -116,6 +118,7 @@ std::string verify_model(const fs::path& directory) {
 
 std::string verify_adapter(const fs::path& directory) {
   std::string text = describe_adapter(directory);
+  if (fs::exists(directory / "SHA256SUMS")) verify_sums(directory);
   for (const auto& entry :
        fs::directory_iterator(directory))  // a checkpoint keeps its optimizer's state beside it
     if (entry.path().extension() == ".safetensors") verify_safetensors(entry.path());

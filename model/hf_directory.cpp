@@ -8,6 +8,7 @@
 #include <set>
 
 #include "base/error.h"
+#include "model/checksums.h"
 #include "model/json_fields.h"
 
 namespace sinklora {
@@ -227,6 +228,12 @@ const ModelDirectory::Entry& ModelDirectory::entry(const std::string& name) cons
   const auto found = tensors_.find(name);
   if (found == tensors_.end()) fail_internal("{}: no tensor {}", directory_.string(), name);
   return found->second;
+}
+
+void ModelDirectory::verify_sums() const {
+  std::vector<std::string> names{"config.json"};
+  for (const auto& file : files_) names.push_back(file->path().filename().string());
+  sinklora::verify_sums(directory_, names);
 }
 
 const TensorInfo& ModelDirectory::info(const std::string& name) const { return entry(name).info; }

@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "base/error.h"
+#include "model/checksums.h"
 
 namespace sinklora {
 namespace {
@@ -215,6 +216,7 @@ MergeReport merge_adapter(const ModelDirectory& base, const Adapter& adapter,
   const LlamaConfig config = merged_config(base, adapter, options);
   const std::vector<TensorInfo> expected = expected_tensors(config);
   check_fits(adapter, expected);
+  base.verify_sums();
   MergeReport report;
   report.tied = config.tied_embeddings;
   Producer producer(base, adapter, report);
@@ -231,6 +233,7 @@ MergeReport merge_adapter(const ModelDirectory& base, const Adapter& adapter,
 }
 
 AdapterLayout copy_adapter(const std::filesystem::path& from, const std::filesystem::path& out) {
+  verify_sums(from, {"adapter_config.json", "adapter_model.safetensors", "sinklora.json"});
   AdapterLayout layout = read_adapter_layout(from);
   read_run_info(from);
   AtomicDirectory directory(out);

@@ -9,6 +9,7 @@
 #include <tuple>
 
 #include "base/error.h"
+#include "model/checksums.h"
 #include "model/hf_directory.h"
 #include "model/json_fields.h"
 
@@ -297,6 +298,7 @@ Adapter read_adapter(const fs::path& directory, const LlamaConfig& base, const s
   const std::string config_source = (directory / kConfigFile).string();
   if (!embed_rows.empty() && embed_rows != "drop" && embed_rows != "keep")
     fail_usage("--embed-rows: '{}' is not understood; wanted drop or keep", embed_rows);
+  verify_sums(directory, {kConfigFile, kWeightsFile});
   Adapter adapter;
   adapter.config = read_adapter_json(directory);
   AdapterSettings settings = parse_adapter_config(adapter.config, config_source);

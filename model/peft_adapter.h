@@ -35,7 +35,7 @@ struct Adapter {
 // Refuses by name what is not implemented (use_dora, lora_bias, bias other than none, ...); unknown keys are
 // named on stderr. `embed_rows`: what to do with V+1 embedding rows over a base of V (LongLoRA adds a [PAD]
 // row): "" refuses, "drop" leaves the last rows out, "keep" hands all of them to merge_adapter(), which makes
-// the vocabulary larger.
+// the vocabulary larger. Files that a SHA256SUMS beside them lists must be what it says.
 Adapter read_adapter(const std::filesystem::path& directory, const LlamaConfig& base,
                      const std::string& embed_rows = "");
 

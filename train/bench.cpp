@@ -7,7 +7,6 @@
 #include "base/progress.h"
 #include "base/random.h"
 #include "kernels/backend.h"
-#include "kernels/operation_counts.h"
 #include "kernels/timed_ops.h"
 #include "model/shapes.h"
 #include "train/bench_data.h"
@@ -18,8 +17,6 @@
 
 namespace sinklora {
 namespace {
-
-constexpr double kH100DenseBf16 = 989.4e12;  // operations a second, by NVIDIA's datasheet
 
 Batch random_batch(const StepBench& bench, int64_t vocab, int rank) {
   const RandomStream random(2 + static_cast<uint64_t>(rank), "bench");
@@ -36,16 +33,6 @@ Batch random_batch(const StepBench& bench, int64_t vocab, int rank) {
     ids.push_back(b);
   }
   return make_batch(samples, ids);
-}
-
-double operations(const StepBench& bench, const LlamaConfig& c, const AttentionPattern& pattern) {
-  const auto tokens = static_cast<double>(bench.batch * bench.context);
-  const int64_t block =
-      c.hidden_size * (c.qkv_width() + c.query_width()) + 3 * c.hidden_size * c.intermediate_size;
-  const auto weights = static_cast<double>(c.num_layers * block + c.vocab_size * c.hidden_size);
-  const auto pairs = static_cast<double>(visible_pairs(pattern, c.num_heads, bench.context));
-  return (bench.trainable == "full" ? 6.0 : 4.0) * weights * tokens +
-         14.0 * static_cast<double>(c.head_dim * c.num_layers * bench.batch) * pairs;
 }
 
 // One training step, as train/trainer.cpp makes it; returns its milliseconds.
@@ -131,7 +118,9 @@ Json bench_step(const StepBench& bench, const RankPlace& place) {
   const bool on_gpu = bench.device == "cuda";
   const double memory =
       greatest_of_ranks(ranks, memory_gib(bench.device, place.device_index, place.free_memory));
-  const double rate = operations(bench, config, pattern) / (median * 1e-3);  // of one rank
+  const double rate = model_operations(config, pattern, batch.offsets, bench.trainable == "full") /
+                      (median * 1e-3);  // of one rank
+  const std::optional<double> peak = peak_operations(bench.device, bench.precision, place.device_index);
   Json result{{"shape", bench.shape},
               {"context", bench.context},
               {"batch", bench.batch},
@@ -148,7 +137,7 @@ Json bench_step(const StepBench& bench, const RankPlace& place) {
               {"peak_mem_gib", memory},
               {"planned_mem_gib", static_cast<double>(plan.total) / kGiB},
               {"tflops", rate * 1e-12},
-              {"mfu", on_gpu && bench.precision == "bf16" ? Json(rate / kH100DenseBf16) : Json(nullptr)},
+              {"mfu", peak ? Json(rate / *peak) : Json(nullptr)},
               {"device", bench.device}};
   if (timed) {
     timed->record();

@@ -25,9 +25,8 @@ struct StepBench {
 // as in training, and returns the median step of the slowest rank and the largest memory of any:
 // {"shape","context","attention","recompute","gpus","tokens_per_s","step_ms","peak_mem_gib","mfu","device"}.
 // tokens_per_s are those of all ranks together; "gpus" is 0 on the CPU, where "ranks" counts processes.
-// mfu counts 4 operations a token and weight of the linears (forward and input gradient; 6 in full training)
-// and 14 D a visible pair and head, against 989 TFLOP/s (H100, dense bf16); null on other precisions and
-// devices.
+// mfu counts model_operations() against dense_bf16_peak() (train/metrics.h); null on other precisions and devices
+// whose peak is not known.
 //
 // With `profile`, one more step is run with a stopwatch around every operation (kernels/timed_ops.h):
 // "profile": {"step_ms","sum_ms","ops":[{"op","calls","ms","share","tflops","gb_per_s"}]}; a rate is null

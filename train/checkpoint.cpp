@@ -3,9 +3,8 @@
 #include <algorithm>
 #include <charconv>
 #include <map>
-#include <sstream>
 
-#include "base/hash.h"
+#include "model/checksums.h"
 
 namespace sinklora {
 namespace fs = std::filesystem;
@@ -13,7 +12,15 @@ namespace {
 
 constexpr const char* kStateFile = "state.json";
 constexpr const char* kOptimizerFile = "optimizer.safetensors";
-constexpr const char* kSumsFile = "SHA256SUMS";
+
+// The number in "step-00000500", or -1.
+int64_t step_of(const fs::path& directory) {
+  const std::string name = directory.filename().string();
+  if (!name.starts_with("step-")) return -1;
+  int64_t step = -1;
+  const auto [end, error] = std::from_chars(name.data() + 5, name.data() + name.size(), step);
+  return error == std::errc{} && end == name.data() + name.size() ? step : -1;
+}
 
 std::vector<fs::path> checkpoints_newest_first(const fs::path& out) {
   std::map<int64_t, fs::path, std::greater<>> by_step;
@@ -60,16 +67,7 @@ void write_moments(const fs::path& folder, Ops& ops, const Weights& weights) {
   write_safetensors(folder / kOptimizerFile, tensors);
 }
 
-void write_sums(const fs::path& folder) {
-  std::map<std::string, std::string> sums;
-  for (const auto& entry : fs::directory_iterator(folder))
-    sums[entry.path().filename().string()] = sha256_of_file(entry.path());
-  std::string text;
-  for (const auto& [name, sum] : sums) text += sum + "  " + name + "\n";
-  write_text_atomically(folder / kSumsFile, text);
-}
-
-// Of those up to `newest`: what lies beyond it is damaged, or this run would have resumed from it.
+// Of those up to `newest`: what lies beyond it is damaged, or of a run that has gone back since.
 void remove_old(const fs::path& out, int64_t keep_last, int64_t newest) {
   if (keep_last <= 0) return;  // keep all
   std::vector<fs::path> all = checkpoints_newest_first(out);
@@ -97,10 +95,8 @@ void load_moment(Ops& ops, const SafetensorsFile& file, const std::string& name,
 void compare_fingerprints(const fs::path& checkpoint, const Json& saved, const Json& now) {
   for (const auto& [key, value] : now.items()) {
     if (!saved.contains(key) || saved[key] != value)
-      fail_usage(
-          "{}: the saved run had {} = {}, this one has {}; use the same value, another --out, or --resume "
-          "never",
-          checkpoint.string(), key, saved.contains(key) ? saved[key].dump() : "nothing", value.dump());
+      fail_usage("{}: the saved run had {} = {}, this one has {}; use the same value, or another --out",
+                 checkpoint.string(), key, saved.contains(key) ? saved[key].dump() : "nothing", value.dump());
   }
 }
 
@@ -108,20 +104,16 @@ void compare_fingerprints(const fs::path& checkpoint, const Json& saved, const J
 
 std::string step_directory_name(int64_t step) { return fmt::format("step-{:08}", step); }
 
-int64_t step_of(const fs::path& directory) {
-  const std::string name = directory.filename().string();
-  if (!name.starts_with("step-")) return -1;
-  int64_t step = -1;
-  const auto [end, error] = std::from_chars(name.data() + 5, name.data() + name.size(), step);
-  return error == std::errc{} && end == name.data() + name.size() ? step : -1;
-}
-
-void save_checkpoint(const TrainOptions& options, Ops& ops, const Weights& weights, const LlamaConfig& config,
-                     const TrainState& state, const Json& fingerprint) {
+void expect_room_for_checkpoint(const TrainOptions& options, const Weights& weights) {
   const int64_t needed = weights.gradients.bytes() * 3;  // the trained numbers and two moments, all f32
   if (const int64_t room = free_bytes(options.out); room < needed)
     fail_input("{}: a checkpoint needs {} bytes, the disk has {}; free some or choose another --out",
                options.out.string(), needed, room);
+}
+
+void save_checkpoint(const TrainOptions& options, Ops& ops, const Weights& weights, const LlamaConfig& config,
+                     const TrainState& state, const Json& fingerprint) {
+  expect_room_for_checkpoint(options, weights);
   const fs::path path = options.out / step_directory_name(state.step);
   // There may be one of the run that this one resumed from, or a damaged one.
   AtomicDirectory folder(path, AtomicDirectory::Existing::replace);
@@ -139,30 +131,14 @@ void save_checkpoint(const TrainOptions& options, Ops& ops, const Weights& weigh
   remove_old(options.out, options.keep_last, state.step);
 }
 
-void verify_checkpoint(const fs::path& checkpoint) {
-  std::istringstream sums(read_text(checkpoint / kSumsFile, 1 << 20));
-  std::string line;
-  int64_t files = 0;
-  while (std::getline(sums, line)) {
-    const std::string sum = line.substr(0, 64), name = line.size() > 66 ? line.substr(66) : "";
-    if (name.empty() || name.find('/') != std::string::npos)
-      fail_input("{}: not a line of sha256sum: \"{}\"", (checkpoint / kSumsFile).string(), line);
-    if (sha256_of_file(checkpoint / name) != sum)
-      fail_input("{}: its SHA-256 differs from {}; the file was damaged", (checkpoint / name).string(),
-                 kSumsFile);
-    ++files;
-  }
-  if (files == 0) fail_input("{}: lists no file", (checkpoint / kSumsFile).string());
-}
-
 void remove_unfinished(const fs::path& out) {
-  remove_leftovers(out, {"step-", "latest", "metrics.jsonl", "loss.svg", "run.toml"});
+  remove_leftovers(out, {"step-", "latest", "metrics.jsonl", "loss.svg", "run.toml", "env.json"});
 }
 
 std::optional<fs::path> newest_checkpoint(const fs::path& out) {
   for (const fs::path& path : checkpoints_newest_first(out)) {
     try {
-      verify_checkpoint(path);
+      verify_sums(path);
       return path;
     } catch (const Error& error) {
       fmt::print(stderr, "skipping {}: {}\n", path.string(), error.what());

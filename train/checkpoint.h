@@ -21,20 +21,19 @@ struct TrainState {
 void save_checkpoint(const TrainOptions& options, Ops& ops, const Weights& weights, const LlamaConfig& config,
                      const TrainState& state, const Json& fingerprint);
 
+// Throws Error(input) when the disk has no room for one more.
+void expect_room_for_checkpoint(const TrainOptions& options, const Weights& weights);
+
 // Removes what a run that was killed while saving has left in OUT.
 void remove_unfinished(const std::filesystem::path& out);
 
 // The newest checkpoint of OUT whose checksums verify; says on stderr why it skips others. None: nullopt.
 std::optional<std::filesystem::path> newest_checkpoint(const std::filesystem::path& out);
 
-// Throws Error(input) when a checksum differs or a file is missing.
-void verify_checkpoint(const std::filesystem::path& checkpoint);
-
 // Puts weights and moments in place. Throws Error(usage) naming the option that differs from the saved run's.
 TrainState load_checkpoint(const std::filesystem::path& checkpoint, Ops& ops, Weights& weights,
                            const LlamaConfig& config, const Json& fingerprint);
 
-std::string step_directory_name(int64_t step);            // "step-00000500"
-int64_t step_of(const std::filesystem::path& directory);  // the other way; -1: it is named otherwise
+std::string step_directory_name(int64_t step);  // "step-00000500"
 
 }  // namespace sinklora

@@ -13,8 +13,10 @@
 #include "data/tokenizer.h"
 #include "eval/perplexity.h"
 #include "kernels/backend.h"
+#include "model/checksums.h"
 #include "train/checkpoint.h"
 #include "train/data_parallel.h"
+#include "train/environment.h"
 #include "train/metrics.h"
 #include "train/optimizer.h"
 
@@ -46,19 +48,14 @@ class SignalGuard {
   void (*before_[3])(int);
 };
 
-// The tokenizer's fingerprint of a model directory, "" when it has none that can be read.
-std::string tokenizer_hash(const fs::path& model) {
-  try {
-    return open_tokenizer(model)->sha256;
-  } catch (const Error&) {
-    return {};
-  }
-}
-
 void prepare_output(const TrainOptions& options) {
   std::error_code error;
   fs::create_directories(options.out, error);
   if (error) fail_usage("--out {}: cannot create: {}", options.out.string(), error.message());
+  for (const char* file : {"config.json", "adapter_config.json", "data_params.json"})
+    if (fs::exists(options.out / file))
+      fail_usage("--out {}: holds a {}, so it is a model, an adapter or a dataset; choose another directory",
+                 options.out.string(), file);
   if (::access(options.out.c_str(), W_OK) != 0) fail_usage("--out {}: not writable", options.out.string());
   if (options.resume == "never" && fs::exists(options.out / "metrics.jsonl"))
     fail_usage("--out {}: holds a run already and --resume is never; choose another directory",
@@ -127,11 +124,15 @@ class Trainer {
   }
 
  private:
-  // Prints to the console unless the run is quiet.
+  // Into OUT/train.log, and to the console unless the run is quiet.
   template <class... Args>
-  void say(fmt::format_string<Args...> format, Args&&... args) const {
-    if (options_.quiet || !first_rank()) return;
-    fmt::print(format, std::forward<Args>(args)...);
+  void say(fmt::format_string<Args...> format, Args&&... args) {
+    if (!first_rank()) return;
+    const std::string text = fmt::format(format, std::forward<Args>(args)...);
+    if (!console_) console_.emplace(options_.out / "train.log");
+    console_->write(text);
+    if (options_.quiet) return;
+    std::fputs(text.c_str(), stdout);
     std::fflush(stdout);
   }
 
@@ -139,7 +140,10 @@ class Trainer {
 
   // Whether a signal ended them.
   bool make_steps() {
-    if (first_rank()) log_.emplace(options_.out, state_.step);
+    if (first_rank()) {
+      log_.emplace(options_.out, state_.step);
+      peak_ = peak_operations(options_.device, options_.precision, options_.device_index);
+    }
     Loader loader(*data_, {options_.batch, options_.accumulate, static_cast<uint64_t>(options_.seed),
                            options_.shuffle, ranks_.rank(), ranks_.world_size(), state_.position});
     GradientSum sum_gradients(ranks_, model_->weights());
@@ -201,23 +205,22 @@ class Trainer {
 
   void resume() {
     remove_unfinished(options_.out);
-    const bool named = options_.resume != "auto" && options_.resume != "never";
-    std::optional<fs::path> newest, checkpoint;
-    if (options_.resume != "never") checkpoint = newest = newest_checkpoint(options_.out);
-    if (named) {
+    std::optional<fs::path> checkpoint;
+    if (options_.resume == "auto") {
+      checkpoint = newest_checkpoint(options_.out);
+    } else if (options_.resume != "never") {
       checkpoint = options_.resume;
-      verify_checkpoint(*checkpoint);
+      verify_sums(*checkpoint);
     }
     if (checkpoint) {
       state_ = load_checkpoint(*checkpoint, ops_, model_->weights(), setup_.config, fingerprint_);
-      // A run that has gone back would, once interrupted, go on from what it had left behind.
-      if (newest && step_of(*newest) > state_.step)
-        fail_usage("--resume {}: --out holds {}, which is newer; move that one away or choose another --out",
-                   checkpoint->string(), newest->string());
       say("resuming   {} at step {}\n", checkpoint->string(), state_.step);
     }
+    if (state_.step >= steps_) return;                        // nothing will be done with these options
+    expect_room_for_checkpoint(options_, model_->weights());  // rather now than after the steps
     if (!options_.resolved_config.empty())
       write_text_atomically(options_.out / "run.toml", options_.resolved_config);
+    write_text_atomically(options_.out / "env.json", environment().dump(2) + "\n");
   }
 
   // Nothing is done, and nothing returned, once a rank has been told to stop.
@@ -249,6 +252,12 @@ class Trainer {
     metrics.tokens = state_.tokens;
     metrics.step_ms = 1000 * std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
     metrics.tokens_per_s = 1000 * tokens / metrics.step_ms;
+    if (peak_) {
+      double operations = 0;
+      for (const Batch& batch : batches)
+        operations += model_operations(setup_.config, setup_.pattern, batch.offsets, setup_.model.train_all);
+      metrics.mfu = 1000 * operations / (metrics.step_ms * *peak_);
+    }
     metrics.mem_gib = memory_gib(options_.device, options_.device_index, options_.free_memory);
     return metrics;
   }
@@ -304,6 +313,10 @@ class Trainer {
                                                 {.batch = options_.batch, .ranks = &ranks_});
     say("eval  step {} | blocks, full attention, context {} | nll {:.5f} | ppl {:.3f}\n", state_.step,
         options_.context, result.nll, result.ppl);
+    if (!first_rank()) return;
+    const Json line{{"step", state_.step},     {"nll", result.nll},         {"ppl", result.ppl},
+                    {"tokens", result.tokens}, {"windows", result.windows}, {"context", options_.context}};
+    AppendFile(options_.out / "eval.jsonl").write(line.dump() + "\n");
   }
 
   // Rank 0 has everything that goes into a checkpoint; the others wait for it in the next step.
@@ -312,7 +325,7 @@ class Trainer {
     saved_step_ = state_.step;
   }
 
-  bool asked_to_save() const {
+  bool asked_to_save() {
     const fs::path trigger = options_.out / "save-now";
     std::error_code error;
     if (!first_rank() || !fs::remove(trigger, error)) {
@@ -333,7 +346,9 @@ class Trainer {
   int64_t steps_ = 0, first_step_ = 0, saved_step_ = 0, skips_ = 0;
   std::unique_ptr<Llama> model_;
   TrainState state_;
-  std::optional<MetricsLog> log_;  // of rank 0
+  std::optional<MetricsLog> log_;      // of rank 0
+  std::optional<AppendFile> console_;  // of rank 0: train.log
+  std::optional<double> peak_;         // operations a second of rank 0's GPU, where it is known
   std::chrono::steady_clock::time_point started_;
 };
 

@@ -273,6 +273,23 @@ int cuda_device_count() {
   return count;
 }
 
+CudaDescription describe_cuda() {
+  int runtime = 0, driver = 0, count = 0;
+  const auto text = [](int version) { return fmt::format("{}.{}", version / 1000, version % 1000 / 10); };
+  CudaDescription found;
+  if (cudaRuntimeGetVersion(&runtime) != cudaSuccess) return {"runtime unknown", {}};
+  found.version = "runtime " + text(runtime);
+  if (cudaDriverGetVersion(&driver) != cudaSuccess || driver == 0) return {found.version + ", no driver", {}};
+  found.version += ", driver " + text(driver);
+  if (cudaGetDeviceCount(&count) != cudaSuccess) count = 0;
+  for (int index = 0; index < count; ++index)
+    if (cudaDeviceProp device{}; cudaGetDeviceProperties(&device, index) == cudaSuccess)
+      found.devices.push_back(fmt::format("{}, {:.1f} GiB, compute capability {}.{}", device.name,
+                                          static_cast<double>(device.totalGlobalMem) / (1 << 30),
+                                          device.major, device.minor));
+  return found;
+}
+
 int64_t cuda_available_memory(int index) {
   if (index >= 0) SINKLORA_CUDA(cudaSetDevice(index));
   size_t free = 0, total = 0;

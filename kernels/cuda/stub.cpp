@@ -13,6 +13,7 @@ namespace {
 
 std::unique_ptr<Ops> make_cuda_ops(DType, int) { refuse(); }
 int cuda_device_count() { refuse(); }
+CudaDescription describe_cuda() { return {"not built", {}}; }
 int64_t cuda_available_memory(int) { refuse(); }
 
 }  // namespace sinklora

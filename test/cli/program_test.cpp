@@ -85,12 +85,70 @@ TEST_CASE("output that cannot be written is refused on one line") {
 }
 
 TEST_CASE("every verb has help with examples and exit codes") {
-  for (const std::string verb : {"corpus", "env"}) {
+  for (const std::string verb :
+       {"tokenize",    "inspect",        "plan",     "train", "eval ppl", "eval passkey", "eval lines",
+        "eval topics", "eval questions", "generate", "chat",  "corpus",   "bench step",   "bench attention",
+        "bench gemm",  "bench decode",   "env",      "merge", "export",   "verify"}) {
+    CAPTURE(verb);
     const auto run = run_program(verb + " --help");
     CHECK(run.exit_code == 0);
     CHECK(run.output.find("Examples:") != std::string::npos);
     CHECK(run.output.find("Exit codes:") != std::string::npos);
   }
+}
+
+TEST_CASE(
+    "a run keeps what its console and its evaluations said; its checkpoints are read as they were saved") {
+  const TemporaryDirectory folder;
+  const auto at = [&](const std::string& name) { return (folder / name).string(); };
+  const std::string tiny = SINKLORA_SOURCE_DIR "/assets/tiny-llama", model = " --model '" + tiny + "'";
+  REQUIRE(run_program("corpus --bytes 3k --out " + at("text.jsonl")).exit_code == 0);
+  const std::string tokenize = "tokenize --context 64 --input " + at("text.jsonl");
+  REQUIRE(run_program(tokenize + " --tokenizer '" + tiny + "' --out " + at("data")).exit_code == 0);
+  const std::string train = "train --steps 2 --eval-every 1 --quiet --context 64 --data " + at("data") +
+                            " --eval-data " + at("data") + model + " --out ";
+  const auto trained = run_program(train + at("run"));
+  CHECK(trained.exit_code == 0);
+  CHECK(trained.output == "");
+  const std::string log = read_text(folder / "run/train.log", 1 << 20);
+  CHECK(log.find("step 2/2 | loss") != std::string::npos);
+  const std::string evaluated = read_text(folder / "run/eval.jsonl", 1 << 20);
+  CHECK(std::count(evaluated.begin(), evaluated.end(), '\n') == 3);  // after each step, and at the end
+  const Json last = parse_json(evaluated.substr(evaluated.rfind('{')), "eval");
+  CHECK(last.at("step") == 2);
+  CHECK(read_json(folder / "run/env.json").at("commit").is_string());
+
+  const std::string eval = "eval ppl --context 64 --data " + at("data") + model + " --adapter " + at("run");
+  const auto lost = run_program(eval + " --json /no/such/folder/x");  // the numbers are not
+  CHECK(lost.exit_code == 3);
+  const double nll = parse_json(lost.output.substr(lost.output.find("{\""),
+                                                   lost.output.find("}\n") + 1 - lost.output.find("{\"")),
+                                "eval")
+                         .at("nll");
+  CHECK(nll == doctest::Approx(last.at("nll").get<double>()).epsilon(1e-6));
+
+  CHECK(run_program("verify " + at("run")).exit_code == 0);
+  const auto weights = folder / "run/step-00000002/adapter_model.safetensors";
+  std::string bytes = read_text(weights, 1 << 24);
+  bytes[bytes.size() - 100] ^= 1;
+  write_text_atomically(weights, bytes);
+  for (const std::string& verb : {"verify " + at("run"), eval,
+                                  "export --adapter-only --adapter " + at("run") + " --out " + at("exported"),
+                                  "merge" + model + " --adapter " + at("run") + " --out " + at("merged")}) {
+    const auto damaged = run_program(verb);
+    CHECK(damaged.exit_code == 3);
+    CHECK_MESSAGE(damaged.output.find("SHA-256 differs") != std::string::npos, damaged.output);
+  }
+
+  std::filesystem::copy(tiny, folder / "model");
+  const auto into_model = run_program(train + at("model"));
+  CHECK(into_model.exit_code == 2);
+  CHECK(!std::filesystem::exists(folder / "model/metrics.jsonl"));
+  std::filesystem::remove(folder / "model/tokenizer_config.json");
+  std::filesystem::copy(test::golden("tokenizer/gpt2.json"), folder / "model/tokenizer.json");
+  const auto other = run_program("eval ppl --context 64 --data " + at("data") + " --model " + at("model"));
+  CHECK(other.exit_code == 3);
+  CHECK(other.output.find("made with another tokenizer") != std::string::npos);
 }
 
 TEST_CASE("env tells versions and the machine, to people and as JSON") {

@@ -310,6 +310,16 @@ TEST_CASE("broken input leaves nothing behind") {
     CHECK_THROWS_WITH_AS(tokenize_files(PairTokenizer(), options), doctest::Contains("x.json"), Error);
     CHECK(!fs::exists(folder / "out"));
   }
+  options.encode = {"text", "none", false, false, 64};
+  CHECK_THROWS_WITH_AS(tokenize_files(PairTokenizer(), options), doctest::Contains("--format alpaca"), Error);
+  options.inputs = {folder / "x.txt"};
+  for (const std::string& text : {std::string("caf\xe9 noir"), std::string("a\0b", 3)}) {
+    write_file(folder / "x.txt", text);
+    CHECK_THROWS_WITH_AS(tokenize_files(PairTokenizer(), options), doctest::Contains("is no UTF-8 text"),
+                         Error);
+    CHECK(!fs::exists(folder / "out"));
+  }
+  options.encode = {"alpaca", "llama2", false, false, 64};
   options.inputs = {folder / "missing.json"};
   CHECK_THROWS_WITH_AS(tokenize_files(PairTokenizer(), options), doctest::Contains("missing.json"), Error);
   CHECK(!fs::exists(folder / "out"));

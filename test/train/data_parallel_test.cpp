@@ -258,6 +258,7 @@ TEST_CASE("a non-finite loss ends or skips the step on all ranks, with the sampl
   const Runs runs;
   runs.run("first", 1, "--steps 1");
   poison(runs.checkpoint("first", 1));
+  fs::remove(runs.checkpoint("first", 1) / "SHA256SUMS");
   const std::string poisoned =
       fmt::format("--init checkpoint --model '{}' --steps 2 ", runs.checkpoint("first", 1).string());
   const auto replace_model = [&](const std::string& name, const std::string& more) {

@@ -13,7 +13,7 @@ namespace {
 
 struct ExportOptions {
   std::string model, adapter, out, dtype = "keep";
-  int64_t max_shard = 5'000'000'000;
+  int64_t max_shard = kDefaultShardBytes;
   bool adapter_only = false;
 };
 

@@ -37,8 +37,7 @@ void run(GenerateCommand& c) {
   const auto tokenizer = open_tokenizer(c.tokenizer.empty() ? c.inference.model : c.tokenizer);
   TextStream stream(*tokenizer, c.generation.stops);
   const std::string prompt = c.prompt_file.empty() ? c.prompt : read_text(c.prompt_file, kMostPromptBytes);
-  std::vector<int32_t> ids = tokenizer->encode(prompt);
-  if (tokenizer->add_bos) ids.insert(ids.begin(), tokenizer->bos_id);
+  const std::vector<int32_t> ids = tokenizer->encode_prompt(prompt);
   const auto prompt_tokens = static_cast<int64_t>(ids.size());
   if (c.inference.context == 0) c.inference.context = prompt_tokens + c.generation.max_new_tokens;
   if (prompt_tokens >= c.inference.context)

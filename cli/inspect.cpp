@@ -4,10 +4,9 @@
 #include <memory>
 #include <string>
 
-#include "base/error.h"
 #include "cli/option_checks.h"
+#include "cli/path_kind.h"
 #include "cli/verbs.h"
-#include "data/inspect_dataset.h"
 #include "model/describe.h"
 
 namespace sinklora {
@@ -24,30 +23,17 @@ void inspect_data(const Arguments& arguments) {
   inspect_dataset(arguments.path, arguments.dataset, tokenizer.get(), stdout);
 }
 
-// The first kind that recognises the path describes it.
-struct Kind {
-  bool (*recognises)(const std::filesystem::path& path);
-  void (*inspect)(const Arguments& arguments);
-};
-constexpr Kind kKinds[] = {
-    {[](const std::filesystem::path& path) { return exists(path / "adapter_config.json"); },
-     [](const Arguments& arguments) { fmt::print("{}\n", describe_adapter(arguments.path)); }},
-    {[](const std::filesystem::path& path) { return exists(path / "config.json"); },
-     [](const Arguments& arguments) { fmt::print("{}\n", describe_model(arguments.path)); }},
-    {is_dataset, inspect_data},
-    {[](const std::filesystem::path& path) { return path.extension() == ".safetensors"; },
-     [](const Arguments& arguments) { fmt::print("{}\n", describe_safetensors(arguments.path)); }},
-};
-
 void run(const Arguments& arguments) {
-  if (!std::filesystem::exists(arguments.path)) fail_input("{}: does not exist", arguments.path);
-  for (const Kind& kind : kKinds)
-    if (kind.recognises(arguments.path)) return kind.inspect(arguments);
-  fail_input(
-      "{}: not recognised; models, adapters, checkpoints, .safetensors, shards (.h5 or a directory of them) "
-      "and "
-      "token streams (.bin) are",
-      arguments.path);
+  switch (kind_of(arguments.path)) {
+    case PathKind::adapter:
+      return fmt::print("{}\n", describe_adapter(arguments.path));
+    case PathKind::model:
+      return fmt::print("{}\n", describe_model(arguments.path));
+    case PathKind::dataset:
+      return inspect_data(arguments);
+    case PathKind::safetensors:
+      return fmt::print("{}\n", describe_safetensors(arguments.path));
+  }
 }
 
 }  // namespace

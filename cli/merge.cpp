@@ -13,7 +13,7 @@ namespace sinklora {
 void add_merge(CLI::App& app) {
   struct Options {
     std::string model, adapter, out, dtype = "keep", embed_rows = "refuse", rope;
-    int64_t max_shard = 5'000'000'000;
+    int64_t max_shard = kDefaultShardBytes;
   };
   auto options = std::make_shared<Options>();
   CLI::App* verb =

@@ -1,6 +1,5 @@
 #include <fmt/format.h>
 
-#include <algorithm>
 #include <filesystem>
 #include <memory>
 #include <vector>
@@ -8,37 +7,25 @@
 #include "base/child.h"
 #include "base/error.h"
 #include "cli/option_checks.h"
+#include "cli/path_kind.h"
 #include "cli/verbs.h"
-#include "data/inspect_dataset.h"
 #include "model/describe.h"
 
 namespace sinklora {
-namespace fs = std::filesystem;
 namespace {
 
-// What can be verified: how it is recognised, and the function that reads all of it. The first that fits is
-// taken.
-struct FileKind {
-  const char* name;
-  bool (*fits)(const fs::path& path);
-  std::string (*verify)(const fs::path& path);
-};
-constexpr FileKind kFileKinds[] = {
-    {"adapter directory", [](const fs::path& path) { return fs::exists(path / "adapter_config.json"); },
-     verify_adapter},
-    {"model directory", [](const fs::path& path) { return fs::exists(path / "config.json"); }, verify_model},
-    {"shards or token stream", is_dataset, verify_dataset},
-    {"safetensors file", [](const fs::path& path) { return path.extension() == ".safetensors"; },
-     verify_safetensors},
-};
-
-std::string verify_one(const fs::path& path) {
-  if (!fs::exists(path)) fail_input("{}: no such file or directory", path.string());
-  for (const FileKind& kind : kFileKinds)
-    if (kind.fits(path)) return kind.verify(path);
-  std::string names;
-  for (const FileKind& kind : kFileKinds) names += fmt::format("{}{}", names.empty() ? "" : ", ", kind.name);
-  fail_input("{}: not recognised; wanted one of: {}", path.string(), names);
+std::string verify_one(const std::filesystem::path& path) {
+  switch (kind_of(path)) {
+    case PathKind::adapter:
+      return verify_adapter(path);
+    case PathKind::model:
+      return verify_model(path);
+    case PathKind::dataset:
+      return verify_dataset(path);
+    case PathKind::safetensors:
+      return verify_safetensors(path);
+  }
+  fail_internal("{}: of no kind", path.string());
 }
 
 }  // namespace

@@ -31,6 +31,12 @@ class Tokenizer {
   // Ids of `text` alone: no BOS, no EOS. Names of special tokens inside the text stay text unless
   // `parse_special`.
   virtual std::vector<int32_t> encode(std::string_view text, bool parse_special = false) const = 0;
+  // The same for a prompt: after the BOS, where the reference tokenizer puts one.
+  std::vector<int32_t> encode_prompt(std::string_view text) const {
+    std::vector<int32_t> ids = encode(text);
+    if (add_bos) ids.insert(ids.begin(), bos_id);
+    return ids;
+  }
   // Ids of the segments read as one text: neighbours are tokenized together, but no token crosses a border
   // where `scored` changes. This default encodes each segment by itself.
   virtual EncodedSegments encode_segments(std::span<const Segment> segments) const;

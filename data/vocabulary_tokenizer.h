@@ -35,7 +35,6 @@ class VocabularyTokenizer : public Tokenizer {
 
   // One entry: its name in the vocabulary and the bytes it stands for.
   void add_entry(int32_t id, std::string name, std::string bytes, const std::string& source);
-  void mark_special(int32_t id) { entries_[static_cast<size_t>(id)].special = true; }
 
   bool strips_first_space_ = false;  // decoded text loses the space that encoding put in front of it
 

@@ -38,12 +38,6 @@ std::string filler(int64_t characters) {
   return text;
 }
 
-std::vector<int32_t> prompt_ids(const Tokenizer& tokenizer, const std::string& text) {
-  std::vector<int32_t> ids = tokenizer.encode(text);
-  if (tokenizer.add_bos) ids.insert(ids.begin(), tokenizer.bos_id);
-  return ids;
-}
-
 }  // namespace
 
 int64_t passkey_filler(int64_t tokens) {
@@ -79,7 +73,7 @@ std::vector<int32_t> passkey_answer(const Tokenizer& tokenizer, int64_t key) {
 RetrievalTask passkey_task(const Tokenizer& tokenizer) {
   return [&tokenizer](int64_t tokens, int64_t trial, const std::optional<double>& depth) {
     const auto [text, key] = passkey_prompt(passkey_filler(tokens), static_cast<uint32_t>(trial), depth);
-    return RetrievalPrompt{prompt_ids(tokenizer, text), passkey_answer(tokenizer, key)};
+    return RetrievalPrompt{tokenizer.encode_prompt(text), passkey_answer(tokenizer, key)};
   };
 }
 

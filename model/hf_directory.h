@@ -40,11 +40,13 @@ class ModelDirectory {
   std::map<std::string, Entry> tensors_;
 };
 
+constexpr int64_t kDefaultShardBytes = 5'000'000'000;  // of a weights file, as in transformers
+
 // Writes config.json, model.safetensors (or shards of at most `max_shard_bytes` and their index) and copies
 // of the tokenizer's files of `copy_from` into `directory`, which must exist and is made durable by the
 // caller (base/files.h, AtomicDirectory). `tensors` in any order.
 void write_model_directory(const std::filesystem::path& directory, const LlamaConfig& config,
                            const std::vector<TensorSource>& tensors, const std::filesystem::path& copy_from,
-                           int64_t max_shard_bytes = int64_t{5} << 30);
+                           int64_t max_shard_bytes = kDefaultShardBytes);
 
 }  // namespace sinklora

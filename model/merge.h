@@ -15,7 +15,7 @@ DType parse_weights_dtype(const std::string& word);  // "bf16", "fp16" or "fp32"
 
 struct MergeOptions {
   std::optional<DType> dtype;  // of all weights; empty: each tensor keeps the base's
-  int64_t max_shard_bytes = int64_t{5} << 30;
+  int64_t max_shard_bytes = kDefaultShardBytes;
   std::optional<RopeScaling> rope;  // of the adapter's training run; empty: the base's
 };
 

@@ -78,8 +78,6 @@ void gemm(Layout layout_a, Layout layout_b, int64_t m, int64_t n, int64_t k, T a
   }
 }
 
-std::string blas_core_name() { return openblas_get_corename(); }
-
 template void gemm(Layout, Layout, int64_t, int64_t, int64_t, float, Matrix<float>, Matrix<float>, float,
                    Matrix<float>);
 template void gemm(Layout, Layout, int64_t, int64_t, int64_t, double, Matrix<double>, Matrix<double>, double,

@@ -37,8 +37,4 @@ void gemm_on_this_thread(Layout layout_a, Layout layout_b, int64_t m, int64_t n,
 // OpenBLAS runs products up to this many multiply-adds on the calling thread, wherever it is called.
 constexpr int64_t kSerialGemm = 200'000;
 
-// The kernels that OpenBLAS chose for this CPU, "Cooperlake"; the environment's OPENBLAS_CORETYPE overrides
-// its choice.
-std::string blas_core_name();
-
 }  // namespace sinklora

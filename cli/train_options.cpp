@@ -100,10 +100,8 @@ void add_machine_options(CLI::App& verb, TrainOptions& o) {
              "seconds that ranks wait for one another; longer than loading or saving takes", 0.1, 1e6);
   add_count(*group, "--check-every", o.check_every,
             "steps between comparisons of the trained weights of all ranks; 0: never");
-  group
-      ->add_flag_function(
-          "--deterministic", [](int64_t) {}, "equal runs give equal bits: always on, accepted for scripts")
-      ->configurable(false);
+  group->add_flag("--deterministic", o.deterministic,
+                  "equal runs give equal bits: always on, accepted for scripts");
 }
 
 }  // namespace
@@ -115,7 +113,10 @@ void add_train_options(CLI::App& verb, TrainOptions& options) {
   add_optimizer_options(verb, options);
   add_machine_options(verb, options);
   auto* group = verb.add_option_group("Output");
-  group->add_option("--out", options.out, "run directory: checkpoints, metrics.jsonl, loss.svg, run.toml")
+  group
+      ->add_option(
+          "--out", options.out,
+          "run directory: checkpoints, metrics.jsonl, eval.jsonl, train.log, loss.svg, run.toml, env.json")
       ->required()
       ->type_name("DIR");
   group

@@ -42,9 +42,6 @@ bool RecordSource::next(Record& record) {
       record.end_offset = position_.offset + static_cast<int64_t>(record.bytes.size());
     } else {
       if (position_.offset > 0) continue;
-      if (path.extension() == ".json")
-        fail_usage("{}: is JSON by its name, not a text; say --format alpaca or chat, or rename it",
-                   path.string());
       record.bytes.resize(static_cast<size_t>(file_->size()));
       file_->read(0, std::as_writable_bytes(std::span(record.bytes)));
       expect_text(record.bytes, path);

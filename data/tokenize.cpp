@@ -223,6 +223,10 @@ Json to_json(const TokenizeSummary& s) {
 
 TokenizeSummary tokenize_files(const Tokenizer& tokenizer, const TokenizeOptions& options) {
   const auto start = std::chrono::steady_clock::now();
+  for (const fs::path& path : options.inputs)
+    if (options.encode.format == "text" && path.extension() == ".json")
+      fail_usage("{}: is JSON by its name, not a text; say --format alpaca or chat, or rename it",
+                 path.string());
   const Json description = describe_run(tokenizer, options);
   const ShardInfo info = shard_info(tokenizer, options, description);
   TokenizeRun run(options.out, description);

@@ -10,7 +10,8 @@ namespace sinklora {
 void write_sums(const std::filesystem::path& directory);  // of all files that are there
 
 // Compares the files that SHA256SUMS lists, or only the `names` of them. Throws Error(input) when a sum differs
-// or a listed file is missing; with `names`, a directory without SHA256SUMS passes.
+// or a listed file is missing; with `names`, a directory without SHA256SUMS passes, and lines in other styles than
+// ours are passed over.
 void verify_sums(const std::filesystem::path& directory);
 void verify_sums(const std::filesystem::path& directory, const std::vector<std::string>& names);
 

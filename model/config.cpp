@@ -357,8 +357,8 @@ Json config_json(const LlamaConfig& config) {
     if (rope.original_context == config.max_positions)
       json["rope_scaling"].erase("original_max_position_embeddings");
     else if (rope.original_context != 0)
-      json["max_position_embeddings"] =
-          std::llround(static_cast<double>(rope.original_context) * rope.factor);
+      json["max_position_embeddings"] = std::max<int64_t>(
+          config.max_positions, std::llround(static_cast<double>(rope.original_context) * rope.factor));
   }
   json.erase("rope_parameters");
   json["tie_word_embeddings"] = config.tied_embeddings;

@@ -298,7 +298,7 @@ Adapter read_adapter(const fs::path& directory, const LlamaConfig& base, const s
   const std::string config_source = (directory / kConfigFile).string();
   if (!embed_rows.empty() && embed_rows != "drop" && embed_rows != "keep")
     fail_usage("--embed-rows: '{}' is not understood; wanted drop or keep", embed_rows);
-  verify_sums(directory, {kConfigFile, kWeightsFile});
+  verify_sums(directory, {kConfigFile, kWeightsFile, kRunInfoFile});
   Adapter adapter;
   adapter.config = read_adapter_json(directory);
   AdapterSettings settings = parse_adapter_config(adapter.config, config_source);

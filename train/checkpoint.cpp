@@ -13,15 +13,6 @@ namespace {
 constexpr const char* kStateFile = "state.json";
 constexpr const char* kOptimizerFile = "optimizer.safetensors";
 
-// The number in "step-00000500", or -1.
-int64_t step_of(const fs::path& directory) {
-  const std::string name = directory.filename().string();
-  if (!name.starts_with("step-")) return -1;
-  int64_t step = -1;
-  const auto [end, error] = std::from_chars(name.data() + 5, name.data() + name.size(), step);
-  return error == std::errc{} && end == name.data() + name.size() ? step : -1;
-}
-
 std::vector<fs::path> checkpoints_newest_first(const fs::path& out) {
   std::map<int64_t, fs::path, std::greater<>> by_step;
   std::error_code missing;
@@ -67,7 +58,7 @@ void write_moments(const fs::path& folder, Ops& ops, const Weights& weights) {
   write_safetensors(folder / kOptimizerFile, tensors);
 }
 
-// Of those up to `newest`: what lies beyond it is damaged, or of a run that has gone back since.
+// Of those up to `newest`: what lies beyond it is damaged, or this run would have resumed from it.
 void remove_old(const fs::path& out, int64_t keep_last, int64_t newest) {
   if (keep_last <= 0) return;  // keep all
   std::vector<fs::path> all = checkpoints_newest_first(out);
@@ -104,6 +95,14 @@ void compare_fingerprints(const fs::path& checkpoint, const Json& saved, const J
 
 std::string step_directory_name(int64_t step) { return fmt::format("step-{:08}", step); }
 
+int64_t step_of(const fs::path& directory) {
+  const std::string name = directory.filename().string();
+  if (!name.starts_with("step-")) return -1;
+  int64_t step = -1;
+  const auto [end, error] = std::from_chars(name.data() + 5, name.data() + name.size(), step);
+  return error == std::errc{} && end == name.data() + name.size() ? step : -1;
+}
+
 void expect_room_for_checkpoint(const TrainOptions& options, const Weights& weights) {
   const int64_t needed = weights.gradients.bytes() * 3;  // the trained numbers and two moments, all f32
   if (const int64_t room = free_bytes(options.out); room < needed)
@@ -132,7 +131,8 @@ void save_checkpoint(const TrainOptions& options, Ops& ops, const Weights& weigh
 }
 
 void remove_unfinished(const fs::path& out) {
-  remove_leftovers(out, {"step-", "latest", "metrics.jsonl", "loss.svg", "run.toml", "env.json"});
+  remove_leftovers(out,
+                   {"step-", "latest", "metrics.jsonl", "loss.svg", "run.toml", "env.json", "eval.jsonl"});
 }
 
 std::optional<fs::path> newest_checkpoint(const fs::path& out) {

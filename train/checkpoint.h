@@ -34,6 +34,7 @@ std::optional<std::filesystem::path> newest_checkpoint(const std::filesystem::pa
 TrainState load_checkpoint(const std::filesystem::path& checkpoint, Ops& ops, Weights& weights,
                            const LlamaConfig& config, const Json& fingerprint);
 
-std::string step_directory_name(int64_t step);  // "step-00000500"
+std::string step_directory_name(int64_t step);            // "step-00000500"
+int64_t step_of(const std::filesystem::path& directory);  // the other way; -1: it is named otherwise
 
 }  // namespace sinklora

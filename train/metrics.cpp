@@ -61,19 +61,25 @@ double model_operations(const LlamaConfig& c, const AttentionPattern& pattern,
          14.0 * static_cast<double>(c.head_dim * c.num_layers) * pairs;
 }
 
+std::string lines_up_to(const std::filesystem::path& path, int64_t step,
+                        const std::function<void(const Json&)>& each) {
+  std::string kept;
+  std::ifstream old(path);
+  for (std::string line; std::getline(old, line);) {
+    if (old.eof()) break;  // no newline at its end: torn by a kill
+    const Json json = parse_json(line, path.string());
+    if (json.value("step", int64_t{0}) > step) break;
+    if (each) each(json);
+    kept += line + "\n";
+  }
+  return kept;
+}
+
 MetricsLog::MetricsLog(const std::filesystem::path& out, int64_t resumed_step) {
   const std::filesystem::path path = out / "metrics.jsonl";
-  std::string kept;
-  if (std::ifstream old(path); old && resumed_step > 0) {
-    for (std::string line; std::getline(old, line);) {
-      if (old.eof()) break;  // no newline at its end: torn by a kill
-      const Json json = parse_json(line, path.string());
-      if (json.value("step", int64_t{0}) > resumed_step) break;
-      if (!json.value("skipped", false))
-        losses_.emplace_back(json.value("step", 0.0), json.value("loss", 0.0));
-      kept += line + "\n";
-    }
-  }
+  const std::string kept = lines_up_to(path, resumed_step, [&](const Json& json) {
+    if (!json.value("skipped", false)) losses_.emplace_back(json.value("step", 0.0), json.value("loss", 0.0));
+  });
   write_text_atomically(path, kept);
   file_.emplace(path);
 }

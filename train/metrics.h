@@ -2,6 +2,7 @@
 #pragma once
 
 #include <filesystem>
+#include <functional>
 #include <optional>
 #include <span>
 #include <string>
@@ -10,6 +11,7 @@
 #include <vector>
 
 #include "base/files.h"
+#include "base/json.h"
 #include "kernels/attention_pattern.h"
 #include "model/config.h"
 
@@ -24,6 +26,11 @@ struct StepMetrics {
   double mem_gib = 0;
   bool skipped = false;  // nothing to learn from: no scored token, or a non-finite gradient
 };
+
+// The whole lines of a file of JSON objects with a "step" up to `step`, each of which is shown to `each`; "" where
+// there is no file. A torn last line is left out.
+std::string lines_up_to(const std::filesystem::path& path, int64_t step,
+                        const std::function<void(const Json&)>& each = {});
 
 class MetricsLog {
  public:

@@ -50,6 +50,7 @@ struct TrainOptions {
   int64_t free_memory = 0;    // bytes of the device before this process took any, likewise
   // Output
   std::filesystem::path out;
+  bool deterministic = true;    // always is
   std::string resume = "auto";  // auto, never, or a checkpoint directory
   bool quiet = false;           // nothing on the console but errors
   int64_t save_every = 500, keep_last = 3, eval_every = 0, log_every = 1;

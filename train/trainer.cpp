@@ -106,7 +106,7 @@ class Trainer {
           stop_signal != 0 ? fmt::format("signal {}", static_cast<int>(stop_signal))
                            : "signal to another rank",
           state_.step);
-    else if (eval_data_)
+    else if (eval_data_ && evaluated_step_ != state_.step)
       evaluate();
     ranks_.barrier();  // no rank ends, and makes a launcher end the others, before rank 0 has saved
     if (!stopped)
@@ -133,7 +133,7 @@ class Trainer {
     console_->write(text);
     if (options_.quiet) return;
     std::fputs(text.c_str(), stdout);
-    std::fflush(stdout);
+    if (std::fflush(stdout) != 0) std::clearerr(stdout);  // train.log has it: no reason to fail
   }
 
   bool first_rank() const { return ranks_.rank() == 0; }
@@ -211,6 +211,11 @@ class Trainer {
     } else if (options_.resume != "never") {
       checkpoint = options_.resume;
       verify_sums(*checkpoint);
+      // A run that has gone back would, once interrupted, go on from what it had left behind.
+      const std::optional<fs::path> newest = newest_checkpoint(options_.out);
+      if (newest && step_of(*newest) > read_json(*checkpoint / "state.json").value("step", int64_t{0}))
+        fail_usage("--resume {}: --out holds {}, which is newer; move that one away or choose another --out",
+                   checkpoint->string(), newest->string());
     }
     if (checkpoint) {
       state_ = load_checkpoint(*checkpoint, ops_, model_->weights(), setup_.config, fingerprint_);
@@ -313,10 +318,12 @@ class Trainer {
                                                 {.batch = options_.batch, .ranks = &ranks_});
     say("eval  step {} | blocks, full attention, context {} | nll {:.5f} | ppl {:.3f}\n", state_.step,
         options_.context, result.nll, result.ppl);
+    evaluated_step_ = state_.step;
     if (!first_rank()) return;
     const Json line{{"step", state_.step},     {"nll", result.nll},         {"ppl", result.ppl},
                     {"tokens", result.tokens}, {"windows", result.windows}, {"context", options_.context}};
-    AppendFile(options_.out / "eval.jsonl").write(line.dump() + "\n");
+    const fs::path path = options_.out / "eval.jsonl";  // one line a step, whatever was gone back to
+    write_text_atomically(path, lines_up_to(path, state_.step - 1) + line.dump() + "\n");
   }
 
   // Rank 0 has everything that goes into a checkpoint; the others wait for it in the next step.
@@ -343,7 +350,7 @@ class Trainer {
   std::string tokenizer_hash_;
   std::unique_ptr<Dataset> data_, eval_data_;
   Json fingerprint_;
-  int64_t steps_ = 0, first_step_ = 0, saved_step_ = 0, skips_ = 0;
+  int64_t steps_ = 0, first_step_ = 0, saved_step_ = 0, evaluated_step_ = -1, skips_ = 0;
   std::unique_ptr<Llama> model_;
   TrainState state_;
   std::optional<MetricsLog> log_;      // of rank 0

@@ -216,7 +216,9 @@ TEST_CASE("YaRN is written so that transformers which take max / original for it
   CHECK(!written(4096, 4096, 4)["rope_scaling"].contains("original_max_position_embeddings"));
   CHECK(written(4096, 4096, 4)["max_position_embeddings"] == 4096);
   CHECK(written(16384, 4096, 4)["rope_scaling"]["original_max_position_embeddings"] == 4096);
-  CHECK(written(32768, 4096, 4)["max_position_embeddings"] == 16384);
+  CHECK(written(8192, 4096, 4)["max_position_embeddings"] == 16384);
+  CHECK(written(32768, 4096, 4)["max_position_embeddings"] ==
+        32768);  // no model reaches less far than it did
 }
 
 TEST_CASE("--rope-scaling: auto is LongLoRA's position interpolation") {

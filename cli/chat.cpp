@@ -40,8 +40,8 @@ void run(ChatCommand& c) {
         std::min(ModelDirectory(c.inference.model).config().max_positions, kMostDefaultContext);
   const KvCachePolicy policy = make_cache_policy(c.generation.cache, c.inference.context);
   c.inference.chunk = kPromptChunk;
+  c.inference.notes_scaling = true;
   const LoadedModel loaded = load_for_inference(c.inference);
-  note_scaling(c.inference, loaded.llama->config());
   options.generate = {c.generation.max_new_tokens, end_of_text_ids(loaded.llama->config(), c.inference.model),
                       InterruptGuard::flag()};
   CachedSession session(*loaded.llama, policy);

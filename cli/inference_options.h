@@ -8,7 +8,6 @@
 #include "cli/option_checks.h"
 #include "kernels/backend.h"
 #include "model/loaded_model.h"
-#include "model/peft_adapter.h"
 
 namespace sinklora {
 
@@ -30,19 +29,6 @@ inline void add_inference_options(CLI::App& verb, InferenceOptions& options) {
 
 inline void resolve_precision(InferenceOptions& options) {
   options.precision = precision_on(options.device, options.precision);
-}
-
-// Says on standard error when the context alone has changed the angles: the model then computes other numbers
-// than with a shorter one.
-inline void note_scaling(const InferenceOptions& options, const LlamaConfig& used) {
-  const LlamaConfig own = read_config(options.model);
-  if (options.rope_scaling != "auto" || used.rope == own.rope) return;
-  if (!options.adapter.empty() && read_run_info(options.adapter).rope) return;
-  fmt::print(
-      stderr,
-      "note: a context of {} is beyond the model's {} positions: RoPE {} (--rope-scaling none keeps its "
-      "own)\n",
-      options.context, own.max_positions, describe(used.rope));
 }
 
 // What a result record says of the model and the program that measured it.

@@ -1,5 +1,7 @@
 #include "model/loaded_model.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 
 #include "kernels/backend.h"
@@ -20,7 +22,13 @@ bool unties_head(const Adapter& adapter, const LlamaConfig& config) {
 RopeScaling scaling_in_force(const InferenceOptions& options, const LlamaConfig& config) {
   if (options.rope_scaling == "auto" && !options.adapter.empty())
     if (const AdapterRunInfo info = read_run_info(options.adapter); info.rope) return *info.rope;
-  return parse_rope_scaling(options.rope_scaling, config, options.context);
+  const RopeScaling scaling = parse_rope_scaling(options.rope_scaling, config, options.context);
+  if (options.notes_scaling && options.rope_scaling == "auto" && scaling != config.rope)
+    fmt::print(stderr,
+               "note: a context of {} is beyond the model's {} positions: RoPE {} (--rope-scaling none keeps "
+               "its own)\n",
+               options.context, config.max_positions, describe(scaling));
+  return scaling;
 }
 
 }  // namespace
@@ -45,6 +53,7 @@ std::unique_ptr<Llama> load_for_inference(const InferenceOptions& options, Ops& 
   for (const Arena* arena : llama->arenas()) needed += arena->bytes();
   expect_room(options.device, needed, fmt::format("a model laid out for --context {}", options.context));
   llama->allocate();
+  directory.verify_sums();
   llama->weights().load(ops, directory);
   llama->weights().load_adapter(ops, adapter);
   return llama;

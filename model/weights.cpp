@@ -287,7 +287,6 @@ void Weights::fill(Ops& ops, const std::function<void(const Parameter&)>& set) {
 }
 
 void Weights::load(Ops& ops, const ModelDirectory& model) {
-  model.verify_sums();
   fill(ops, [&](const Parameter& parameter) {
     if (parameter.name.find(".lora_") != std::string::npos) return;
     // An untied head of a tied checkpoint starts as the embedding.

@@ -173,10 +173,13 @@ class Trainer {
     model_->allocate();
     model_->weights().base.connect(ranks_);
     const auto seed = static_cast<uint64_t>(options_.seed);
-    if (options_.init == "random")
+    if (options_.init == "random") {
       model_->weights().initialize(ops_, seed);
-    else
-      model_->weights().load(ops_, ModelDirectory(options_.model));
+    } else {
+      const ModelDirectory directory(options_.model);
+      directory.verify_sums();
+      model_->weights().load(ops_, directory);
+    }
     model_->weights().initialize_adapters(ops_, seed);
     say("model      {} ({} layers, hidden {}, {} heads / {} KV heads of {}), RoPE {}\n",
         options_.model.string(), setup_.config.num_layers, setup_.config.hidden_size, setup_.config.num_heads,
@@ -205,20 +208,20 @@ class Trainer {
 
   void resume() {
     remove_unfinished(options_.out);
-    std::optional<fs::path> checkpoint;
+    std::optional<fs::path> checkpoint, newest;
     if (options_.resume == "auto") {
       checkpoint = newest_checkpoint(options_.out);
     } else if (options_.resume != "never") {
       checkpoint = options_.resume;
       verify_sums(*checkpoint);
-      // A run that has gone back would, once interrupted, go on from what it had left behind.
-      const std::optional<fs::path> newest = newest_checkpoint(options_.out);
-      if (newest && step_of(*newest) > read_json(*checkpoint / "state.json").value("step", int64_t{0}))
-        fail_usage("--resume {}: --out holds {}, which is newer; move that one away or choose another --out",
-                   checkpoint->string(), newest->string());
+      newest = newest_checkpoint(options_.out);
     }
     if (checkpoint) {
       state_ = load_checkpoint(*checkpoint, ops_, model_->weights(), setup_.config, fingerprint_);
+      // A run that has gone back would, once interrupted, go on from what it had left behind.
+      if (newest && step_of(*newest) > state_.step)
+        fail_usage("--resume {}: --out holds {}, which is newer; move that one away or choose another --out",
+                   checkpoint->string(), newest->string());
       say("resuming   {} at step {}\n", checkpoint->string(), state_.step);
     }
     if (state_.step >= steps_) return;                        // nothing will be done with these options

@@ -72,10 +72,10 @@ TEST_CASE("a run killed inside accumulation windows and resumed equals a straigh
   CHECK(rest.exit_code == 0);
   CHECK(rest.output.find("resuming") != std::string::npos);
   CHECK(timeless_metrics(folder / "killed") == straight);
+  const std::set<std::string> of_the_run{"metrics.jsonl", "run.toml", "train.log", "env.json"};
   size_t files = 0;
   for (const auto& entry : fs::recursive_directory_iterator(folder / "straight")) {
     const fs::path name = fs::relative(entry.path(), folder / "straight");
-    const std::set<std::string> of_the_run{"metrics.jsonl", "run.toml", "train.log", "env.json"};
     if (!entry.is_regular_file() || of_the_run.contains(name.string())) continue;
     CAPTURE(name);
     CHECK(sha256_of_file(entry.path()) == sha256_of_file(folder / "killed" / name));

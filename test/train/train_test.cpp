@@ -62,6 +62,17 @@ std::vector<std::string> timeless_metrics(const std::filesystem::path& out) {
   return lines;
 }
 
+// The options of a run of four steps that has been made, with a checkpoint every so often.
+TrainOptions made_run(const TemporaryDirectory& folder, int64_t save_every, int64_t keep_last = 3) {
+  write_inputs(folder);
+  TrainOptions o = base_options(folder, "run");
+  o.steps = 4;
+  o.save_every = save_every;
+  o.keep_last = keep_last;
+  train(o);
+  return o;
+}
+
 // A pretrained model for LoRA runs.
 std::filesystem::path pretrain(const TemporaryDirectory& folder) {
   TrainOptions o = base_options(folder, "pretrained");
@@ -135,11 +146,7 @@ TEST_CASE("training learns, and recompute and bf16 storage keep it on the same c
 
 TEST_CASE("a damaged newest checkpoint is skipped with a reason, and refused when it is named") {
   const TemporaryDirectory folder;
-  write_inputs(folder);
-  TrainOptions o = base_options(folder, "run");
-  o.steps = 4;
-  o.save_every = 2;
-  train(o);
+  TrainOptions o = made_run(folder, 2);
   const auto newest = o.out / step_directory_name(4);
   CHECK(newest_checkpoint(o.out) == newest);
   for (const std::string file : {"model.safetensors", "optimizer.safetensors", "state.json", "SHA256SUMS"}) {
@@ -171,12 +178,7 @@ TEST_CASE("resuming with other options names the one that differs") {
 TEST_CASE(
     "only the newest checkpoints are kept, and a damaged one of a later step takes no place of theirs") {
   const TemporaryDirectory folder;
-  write_inputs(folder);
-  TrainOptions o = base_options(folder, "run");
-  o.steps = 4;
-  o.save_every = 1;
-  o.keep_last = 2;
-  train(o);
+  TrainOptions o = made_run(folder, 1, 2);
   const auto there = [&](int64_t step) { return std::filesystem::exists(o.out / step_directory_name(step)); };
   CHECK(!there(2));
   CHECK(there(3));
@@ -192,11 +194,7 @@ TEST_CASE(
 
 TEST_CASE("going back is refused where a later checkpoint would be gone on from next time") {
   const TemporaryDirectory folder;
-  write_inputs(folder);
-  TrainOptions o = base_options(folder, "run");
-  o.steps = 4;
-  o.save_every = 2;
-  train(o);
+  TrainOptions o = made_run(folder, 2);
   const std::vector<std::string> straight = timeless_metrics(o.out);
   o.resume = (o.out / step_directory_name(2)).string();
   CHECK_THROWS_WITH_AS(train(o), doctest::Contains("step-00000004, which is newer"), Error);

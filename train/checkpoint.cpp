@@ -118,11 +118,9 @@ void save_checkpoint(const TrainOptions& options, Ops& ops, const Weights& weigh
   AtomicDirectory folder(path, AtomicDirectory::Existing::replace);
   write_weights(folder.path(), options, ops, weights, config);
   write_moments(folder.path(), ops, weights);
-  const Json json{{"schema", "sinklora-checkpoint/1"},
-                  {"step", state.step},
-                  {"position", state.position},
-                  {"tokens", state.tokens},
-                  {"fingerprint", fingerprint}};
+  const Json json{{"schema", "sinklora-checkpoint/1"}, {"step", state.step},
+                  {"position", state.position},        {"tokens", state.tokens},
+                  {"updates", state.updates},          {"fingerprint", fingerprint}};
   write_text_atomically(folder.path() / kStateFile, json.dump(2) + "\n");
   write_sums(folder.path());
   folder.commit();
@@ -164,8 +162,9 @@ TrainState load_checkpoint(const fs::path& checkpoint, Ops& ops, Weights& weight
     load_moment(ops, moments, parameter.name + ".exp_avg_sq", parameter.weight.v);
   }
   try {
-    return {state.at("step").get<int64_t>(), state.at("position").get<int64_t>(),
-            state.at("tokens").get<int64_t>()};
+    const auto step = state.at("step").get<int64_t>();
+    return {step, state.at("position").get<int64_t>(), state.at("tokens").get<int64_t>(),
+            state.value("updates", step)};
   } catch (const Json::exception& error) {
     fail_input("{}: {}", (checkpoint / kStateFile).string(), error.what());
   }

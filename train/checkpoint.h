@@ -10,9 +10,10 @@
 namespace sinklora {
 
 struct TrainState {
-  int64_t step = 0;      // updates done
+  int64_t step = 0;      // steps done, skipped ones too
   int64_t position = 0;  // samples consumed, in the loader's global order
   int64_t tokens = 0;    // tokens seen
+  int64_t updates = 0;   // steps that were not skipped: the count of AdamW's bias correction
 };
 
 // Written into a temporary folder, flushed, checksummed and renamed, in exchange for one of this step if

@@ -73,10 +73,10 @@ void share_state(Communicator& ranks, Weights& weights, TrainState& state) {
   for (const Arena* arena :
        {&weights.trained, &weights.rounded, &weights.first_moments, &weights.second_moments})
     ranks.broadcast(bytes_of(*arena), 0);
-  std::array<int64_t, 3> mine{state.step, state.position, state.tokens};
+  std::array<int64_t, 4> mine{state.step, state.position, state.tokens, state.updates};
   std::vector<int64_t> all(mine.size() * static_cast<size_t>(ranks.world_size()));
   ranks.gather_on_host(std::as_bytes(std::span(mine)), std::as_writable_bytes(std::span(all)));
-  state = {all[0], all[1], all[2]};
+  state = {all[0], all[1], all[2], all[3]};
 }
 
 std::string samples_of_all(Communicator& ranks, const std::vector<Batch>& batches) {

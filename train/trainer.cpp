@@ -304,9 +304,10 @@ class Trainer {
     // As torch's clip_grad_norm_ has it, its small constant included.
     const double clip =
         options_.grad_clip > 0 ? std::min(1.0, options_.grad_clip / (metrics.grad_norm + 1e-6)) : 1.0;
+    state_.updates += 1;
     update_parameters(ops_, model_->weights(),
                       {metrics.learning_rate, options_.beta1, options_.beta2, options_.epsilon,
-                       options_.weight_decay, metrics.step, clip});
+                       options_.weight_decay, state_.updates, clip});
     return true;
   }
 

@@ -7,6 +7,7 @@
 #include "base/hash.h"
 #include "base/json.h"
 #include "base/random.h"
+#include "data/shard_writer.h"
 #include "model/checksums.h"
 #include "test/temporary.h"
 #include "test/train/toy_inputs.h"
@@ -233,6 +234,49 @@ TEST_CASE("a non-finite gradient stops the run before anything is updated, or is
   poisoned.on_nonfinite = "skip";
   CHECK(train(poisoned) == ExitCode::ok);
   CHECK(parse_json(timeless_metrics(poisoned.out).at(0), "m").value("skipped", false));
+}
+
+TEST_CASE("a step without scored tokens leaves the optimizer as it was, its bias correction too") {
+  const TemporaryDirectory folder;
+  write_toy_config(folder / "model");
+  const auto write_rows = [&](const std::string& name, bool one_unscored_before) {
+    ShardInfo info;
+    info.context = kContext;
+    info.vocab_size = kVocab;
+    ShardWriter writer(folder / name, info);
+    for (int i = one_unscored_before ? 0 : 1; i < 2; ++i) {
+      TokenRow row;
+      row.document_starts = {0};
+      row.document_id = i;
+      for (int32_t t = 0; t < kContext; ++t) {
+        row.ids.push_back(t * t % kVocab);
+        row.scored.push_back(i);
+      }
+      writer.append(row);
+    }
+    writer.finish();
+  };
+  write_rows("scored.h5", false);
+  write_rows("both.h5", true);
+
+  const auto weights_after = [&](const std::string& data, const std::string& out,
+                                 std::vector<int64_t> stops) {
+    TrainOptions o = base_options(folder, out);
+    o.data = folder / data;
+    o.batch = o.accumulate = 1;
+    o.shuffle = false;
+    o.schedule = "constant";
+    o.warmup = 0;
+    for (const int64_t steps : stops) {
+      o.steps = steps;
+      CHECK(train(o) == ExitCode::ok);
+    }
+    return read_text(o.out / step_directory_name(stops.back()) / "model.safetensors", 1 << 20);
+  };
+  const std::string plain = weights_after("scored.h5", "plain", {1});
+  CHECK(weights_after("both.h5", "skipped", {2}) == plain);
+  CHECK(weights_after("both.h5", "resumed", {1, 2}) == plain);
+  CHECK(weights_after("scored.h5", "two", {2}) != plain);
 }
 
 TEST_CASE("learning-rate schedules") {

@@ -35,6 +35,7 @@ void run(ChatCommand& c) {
       .system = c.system, .sampling = sampling_options(c.generation), .stops = c.generation.stops};
   const auto tokenizer = open_tokenizer(c.tokenizer.empty() ? c.inference.model : c.tokenizer);
   options.form = template_of(c, *tokenizer);
+  note_missing_token(options.form, *tokenizer);
   if (c.inference.context == 0)
     c.inference.context =
         std::min(ModelDirectory(c.inference.model).config().max_positions, kMostDefaultContext);

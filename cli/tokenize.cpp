@@ -11,6 +11,7 @@
 #include "cli/option_checks.h"
 #include "cli/output.h"
 #include "cli/verbs.h"
+#include "data/templates.h"
 #include "data/tokenize.h"
 
 namespace sinklora {
@@ -53,6 +54,7 @@ TokenizeOptions resolve(const Arguments& arguments) {
 void run(const Arguments& arguments) {
   const TokenizeOptions options = resolve(arguments);
   const std::unique_ptr<Tokenizer> tokenizer = open_tokenizer(arguments.tokenizer);
+  if (arguments.format == "chat") note_missing_token(chat_template(options.encode.template_name), *tokenizer);
   const TokenizeSummary summary = tokenize_files(*tokenizer, options);
   write_result(arguments.json, to_json(summary));
   std::FILE* out = arguments.json == "-" ? stderr : stdout;

@@ -153,6 +153,19 @@ ChatTemplate chat_template(std::string_view name) {
   fail_usage("no chat template is called \"{}\"; there are llama2, llama3, chatml and alpaca", name);
 }
 
+void note_missing_token(ChatTemplate form, const Tokenizer& tokenizer) {
+  std::vector<std::string_view> needed;
+  if (form == ChatTemplate::llama3) needed = {"<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"};
+  if (form == ChatTemplate::chatml) needed = {"<|im_start|>", "<|im_end|>"};
+  for (const std::string_view token : needed)
+    if (tokenizer.id_of(token) < 0)
+      return fmt::print(
+          stderr,
+          "note: the vocabulary has no {}: the template spells it out as text, which only a model "
+          "tuned so understands\n",
+          token);
+}
+
 std::vector<Segment> chat_segments(ChatTemplate form, const Tokenizer& tokenizer,
                                    std::span<const Message> messages, bool reply_next) {
   if (messages.empty()) fail_input("a conversation without messages has no prompt");

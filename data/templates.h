@@ -27,6 +27,8 @@ struct Message {
 enum class ChatTemplate { llama2, llama3, chatml, alpaca };
 // "llama2", "llama3" (or with a dash), "chatml", "alpaca"; throws Error(usage).
 ChatTemplate chat_template(std::string_view name);
+// Says on stderr when the vocabulary lacks a token that marks turns, which is then spelled out in pieces.
+void note_missing_token(ChatTemplate form, const Tokenizer& tokenizer);
 
 // The conversation with `tokenizer`'s own BOS and EOS where the format has them. What people and models wrote
 // is never control text, so special tokens in it stay text. Replies and the tokens that end them are

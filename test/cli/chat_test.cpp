@@ -134,6 +134,7 @@ TEST_CASE("chat through a pipe: a line in, a reply out, and the same again after
   const auto twice = chat("Hello\n/reset\nHello", "--template llama2 --seed 4");
   CHECK(twice.exit_code == 0);
   const size_t half = twice.output.size() / 2;
+  CHECK(twice.output.find("note:") == std::string::npos);
   CHECK(twice.output.substr(0, half) == twice.output.substr(half));
   CHECK(twice.output.find("> ") == std::string::npos);
 
@@ -142,6 +143,7 @@ TEST_CASE("chat through a pipe: a line in, a reply out, and the same again after
       chat("/read " + (folder / "document").string() + "\nWhat? </s>\n/save " + said + "\n/quit\nmore\n",
            "--template chatml");
   CHECK(saved.exit_code == 0);
+  CHECK(saved.output.find("note: the vocabulary has no <|im_start|>") == 0);
   const Json messages = read_json(said).at("messages");
   CHECK(messages.size() == 2);
   CHECK(messages.at(0).at("content") == "The document.\nWhat? </s>");

@@ -113,23 +113,29 @@ void add_step(CLI::App& bench) {
 void add_attention(CLI::App& bench) {
   auto* verb = bench.add_subcommand("attention", "attention, forward and backward, in every pattern");
   const auto options = std::make_shared<AttentionBench>();
-  const auto json = std::make_shared<std::string>();
+  const auto json = std::make_shared<std::string>(), shape = std::make_shared<std::string>();
   add_counts(*verb, "--context", options->contexts, "tokens of a sequence", 1, int64_t{1} << 24);
   add_choices(*verb, "--patterns", options->patterns, "", kPatterns);
   add_pattern(*verb, options->attention);
   add_count(*verb, "--batch", options->batch, "sequences", 1, 1024);
-  add_count(*verb, "--heads", options->heads, "query heads", 1, 1024);
-  add_count(*verb, "--kv-heads", options->kv_heads, "key and value heads", 1, 1024);
-  add_count(*verb, "--head-dim", options->head_dim, "", 1, 512);
+  CLI::Option* named = add_choice(*verb, "--shape", *shape, "heads and head_dim of a model", shape_names());
+  add_count(*verb, "--heads", options->heads, "query heads", 1, 1024)->excludes(named);
+  add_count(*verb, "--kv-heads", options->kv_heads, "key and value heads", 1, 1024)->excludes(named);
+  add_count(*verb, "--head-dim", options->head_dim, "", 1, 512)->excludes(named);
   add_machine(*verb, options->device, options->precision);
   add_repeats(*verb, options->warmup, options->repeat);
   add_json(*verb, *json);
   verb->footer(
       "TFLOP/s count visible pairs alone: 4 D for each pair and head forward, 10 D backward.\n\nExamples:\n"
       "  sinklora bench attention --context 8192,16384,32768 --patterns full,s2,sf\n"
-      "  sinklora bench attention --context 4096 --heads 32 --kv-heads 8 --patterns sf --sinks 64\n"
+      "  sinklora bench attention --context 4096 --shape llama3-8b --patterns sf --sinks 64\n"
       "  sinklora bench attention --context 1024 --heads 9 --kv-heads 3 --head-dim 64 --device cpu --json -");
-  verb->callback([options, json] {
+  verb->callback([options, json, shape] {
+    if (!shape->empty()) {
+      const LlamaConfig config = shape_named(*shape);
+      options->heads = config.num_heads, options->kv_heads = config.num_kv_heads;
+      options->head_dim = config.head_dim;
+    }
     const Json rows = bench_attention(*options);
     if (write_result(*json, rows)) return;
     for (const Json& row : rows)

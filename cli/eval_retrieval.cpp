@@ -86,15 +86,14 @@ Json to_json(const RetrievalCommand& c, std::span<const RetrievalCell> cells, co
 }
 
 void report(const RetrievalCommand& c, std::span<const RetrievalCell> cells, const RopeScaling& rope) {
+  const std::string no_depth = c.protocol == "topics" ? "first" : "random";
   if (!write_result(c.json, to_json(c, cells, rope)))
     for (const RetrievalCell& cell : cells)
       fmt::print("{:>7} tokens ({:.0f})  depth {:>6}  {}/{}\n", cell.wanted_tokens, cell.tokens,
-                 cell.depth               ? fmt::format("{:.2f}", *cell.depth)
-                 : c.protocol == "topics" ? "first"
-                                          : "random",
-                 cell.correct, cell.trials);
+                 cell.depth ? fmt::format("{:.2f}", *cell.depth) : no_depth, cell.correct, cell.trials);
   if (!c.plot.empty())
-    write_heat_map(c.plot, fmt::format("Retrieval ({}), % of the answers right", c.protocol), cells);
+    write_heat_map(c.plot, fmt::format("Retrieval ({}), % of the answers right", c.protocol), no_depth,
+                   cells);
 }
 
 void run(RetrievalCommand& c) {

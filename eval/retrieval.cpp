@@ -79,7 +79,7 @@ std::vector<RetrievalCell> measure_retrieval(Session& session, const RetrievalTa
   return cells;
 }
 
-void write_heat_map(const std::filesystem::path& path, const std::string& title,
+void write_heat_map(const std::filesystem::path& path, const std::string& title, const std::string& no_depth,
                     std::span<const RetrievalCell> cells) {
   constexpr int kLeft = 80, kTop = 44, kWidth = 46, kHeight = 30, kBottom = 50;
   const auto rows = std::max<int64_t>(
@@ -107,7 +107,7 @@ void write_heat_map(const std::filesystem::path& path, const std::string& title,
     if (column == 0)
       svg += fmt::format("<text x=\"{}\" y=\"{}\" text-anchor=\"end\">{}</text>\n", kLeft - 6,
                          y + kHeight / 2 + 4,
-                         cell.depth ? fmt::format("{:.0f} %", 100 * *cell.depth) : "random");
+                         cell.depth ? fmt::format("{:.0f} %", 100 * *cell.depth) : no_depth);
   }
   svg += fmt::format(
       "<text x=\"{}\" y=\"{}\">tokens</text>\n"

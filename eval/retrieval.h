@@ -46,8 +46,9 @@ int64_t retrieval_context(const RetrievalTask& task, const RetrievalOptions& opt
 std::vector<RetrievalCell> measure_retrieval(Session& session, const RetrievalTask& task,
                                              const RetrievalOptions& options, bool show_progress,
                                              Communicator* ranks = nullptr);
-// Lengths from left to right, depths from top to bottom, as an SVG file.
-void write_heat_map(const std::filesystem::path& path, const std::string& title,
+// Lengths from left to right, depths from top to bottom, as an SVG file; `no_depth` names the row of cells
+// without one.
+void write_heat_map(const std::filesystem::path& path, const std::string& title, const std::string& no_depth,
                     std::span<const RetrievalCell> cells);
 
 }  // namespace sinklora

@@ -97,6 +97,21 @@ TEST_CASE("every verb has help with examples and exit codes") {
   }
 }
 
+TEST_CASE("bench attention takes its heads from a model's shape, or by number") {
+  const std::string bench =
+      "bench attention --context 40 --patterns full --device cpu --precision fp32 --warmup 0 --repeat 1 "
+      "--json - --shape smollm2-135m";
+  const auto run = run_program(bench);
+  CHECK(run.exit_code == 0);
+  const Json row = parse_json(run.output, "bench").at(0);
+  CHECK(row.at("heads") == 9);
+  CHECK(row.at("kv_heads") == 3);
+  CHECK(row.at("head_dim") == 64);
+  const auto both = run_program(bench + " --heads 4");
+  CHECK(both.exit_code == 2);
+  CHECK(both.output.find("--shape excludes --heads") != std::string::npos);
+}
+
 TEST_CASE(
     "a run keeps what its console and its evaluations said; its checkpoints are read as they were saved") {
   const TemporaryDirectory folder;

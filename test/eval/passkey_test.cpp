@@ -103,7 +103,7 @@ TEST_CASE("retrieval counts exact answers by length and depth") {
   CHECK(random[0].accuracy() == 1);
 
   const test::TemporaryDirectory folder;
-  write_heat_map(folder / "map.svg", "Passkey", cells);
+  write_heat_map(folder / "map.svg", "Passkey", "random", cells);
   const std::string svg = read_text(folder / "map.svg", 100'000);
   CHECK(svg.starts_with("<svg "));
   CHECK(svg.ends_with("</svg>\n"));
@@ -112,4 +112,7 @@ TEST_CASE("retrieval counts exact answers by length and depth") {
   for (size_t at = 0; (at = svg.find("hsl(0,", at)) != std::string::npos; ++at) ++none;
   CHECK(full == 4);
   CHECK(none == 2);
+  CHECK(svg.find(">100 %<") != std::string::npos);
+  write_heat_map(folder / "random.svg", "Passkey", "anywhere", random);
+  CHECK(read_text(folder / "random.svg", 100'000).find(">anywhere<") != std::string::npos);
 }

@@ -239,25 +239,22 @@ TEST_CASE("a non-finite gradient stops the run before anything is updated, or is
 TEST_CASE("a step without scored tokens leaves the optimizer as it was, its bias correction too") {
   const TemporaryDirectory folder;
   write_toy_config(folder / "model");
-  const auto write_rows = [&](const std::string& name, bool one_unscored_before) {
+  const auto write_rows = [&](const std::string& name, const std::vector<uint8_t>& scored) {
     ShardInfo info;
     info.context = kContext;
     info.vocab_size = kVocab;
     ShardWriter writer(folder / name, info);
-    for (int i = one_unscored_before ? 0 : 1; i < 2; ++i) {
-      TokenRow row;
-      row.document_starts = {0};
-      row.document_id = i;
-      for (int32_t t = 0; t < kContext; ++t) {
-        row.ids.push_back(t * t % kVocab);
-        row.scored.push_back(i);
-      }
+    TokenRow row;
+    row.document_starts = {0};
+    for (int32_t t = 0; t < kContext; ++t) row.ids.push_back(t * t % kVocab);
+    for (const uint8_t all : scored) {
+      row.scored.assign(row.ids.size(), all);
       writer.append(row);
     }
     writer.finish();
   };
-  write_rows("scored.h5", false);
-  write_rows("both.h5", true);
+  write_rows("scored.h5", {1});
+  write_rows("both.h5", {0, 1});
 
   const auto weights_after = [&](const std::string& data, const std::string& out,
                                  std::vector<int64_t> stops) {
@@ -276,7 +273,18 @@ TEST_CASE("a step without scored tokens leaves the optimizer as it was, its bias
   const std::string plain = weights_after("scored.h5", "plain", {1});
   CHECK(weights_after("both.h5", "skipped", {2}) == plain);
   CHECK(weights_after("both.h5", "resumed", {1, 2}) == plain);
-  CHECK(weights_after("scored.h5", "two", {2}) != plain);
+  const std::string two = weights_after("scored.h5", "two", {2});
+  CHECK(two != plain);
+
+  // A checkpoint from before updates were counted: each of its steps was one.
+  weights_after("scored.h5", "old", {1});
+  const auto old = folder / "old" / step_directory_name(1);
+  Json state = read_json(old / "state.json");
+  state.erase("updates");
+  write_text_atomically(old / "state.json", state.dump());
+  std::filesystem::remove(old / "SHA256SUMS");  // which would list itself
+  write_sums(old);
+  CHECK(weights_after("scored.h5", "old", {2}) == two);
 }
 
 TEST_CASE("learning-rate schedules") {

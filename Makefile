@@ -12,7 +12,6 @@ help:
 	@echo "make clean     remove everything that was built"
 
 demo:
-	@scripts/build.sh release sinklora
 	@scripts/demo.sh
 
 test:

@@ -1,11 +1,31 @@
 #!/usr/bin/env bash
 # The whole way in one small run: text -> tokens -> fine-tuning to 4x the context -> perplexity -> a reply. Under two
-# minutes on two cores after the build. Everything it makes is in demo-run/.
+# minutes on two cores after the build; on a GPU of compute capability 8.x or 9.0 where nvcc is installed. Everything it makes is in demo-run/.
+#   DEVICE=cpu|cuda    not the one that it finds by itself
+#   SINKLORA_BIN=PATH  this program instead of a build
+#   STEPS=N            of each fine-tuning (400)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export LC_ALL=C
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}  # threads that wait do not take the cores from other programs
-program=build/sinklora
+device=${DEVICE:-}
+if [ -z "$device" ]; then
+  device=cpu
+  capability=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | sed -n 1p || true)
+  if [[ $capability == [89].* ]] && scripts/find_nvcc.sh >/dev/null; then device=cuda; fi
+fi
+program=${SINKLORA_BIN:-}
+if [ -z "$program" ]; then
+  if [ "$device" = cuda ]; then
+    CUDACXX=$(scripts/find_nvcc.sh)
+    export CUDACXX
+    scripts/build.sh cuda sinklora
+    program=build-cuda/sinklora
+  else
+    scripts/build.sh release sinklora
+    program=build/sinklora
+  fi
+fi
 model=assets/tiny-llama  # trained on windows of 256 bytes: scripts/make_tiny_llama.sh
 context=1024
 steps=${STEPS:-400}
@@ -30,7 +50,7 @@ done
 
 train() { # NAME
   say "Fine-tuning from 256 to $context tokens with LoRA+, attention while training: $1"
-  "$program" train --model "$model" --data "$out/train" --out "$out/$1" --context $context --attention "$1" \
+  "$program" train --device "$device" --model "$model" --data "$out/train" --out "$out/$1" --context $context --attention "$1" \
     --trainable lora+ --lr 6e-3 --warmup 10 --schedule cosine --batch 1 --steps "$steps" --log-every 50 --seed 1
 }
 train full
@@ -39,7 +59,7 @@ train sf
 
 adapter() { echo "$out/$1/$(cat "$out/$1/latest")"; }
 perplexity() { # NAME CONTEXT [ADAPTER]
-  "$program" eval ppl --model "$model" ${3:+--adapter "$3"} --data "$out/held-out" --context "$2" --protocol blocks \
+  "$program" eval ppl --device "$device" --model "$model" ${3:+--adapter "$3"} --data "$out/held-out" --context "$2" --protocol blocks \
     --separate-documents --json "$out/ppl-$1.json" >"$out/ppl-$1.log"
   sed -n 's/.*"ppl": *\([0-9.]*\).*/\1/p' "$out/ppl-$1.json"
 }
@@ -70,7 +90,7 @@ printf '%s' "${text:0:end+1}" >"$out/prompt.txt"
 say "A reply of the model fine-tuned with sf"
 echo "The prompt has $((end + 1)) bytes and ends with: ...${text:end-60:61}"
 echo "The call sign $sign stands $((farthest + 1)) bytes above and nowhere nearer. The model goes on:"
-"$program" generate --model "$model" --adapter "$(adapter sf)" --prompt-file "$out/prompt.txt" --max-new-tokens 60 \
+"$program" generate --device "$device" --model "$model" --adapter "$(adapter sf)" --prompt-file "$out/prompt.txt" --max-new-tokens 60 \
   >"$out/reply.txt"
 reply=$(cat "$out/reply.txt")
 printf '%s\n' "$letter$reply"

@@ -10,7 +10,7 @@
 # of cuBLASLt, and reports that as one hazard. Left out: what runs attention on Hopper's tensor cores, of whose backward racecheck reports the shared d_q tile,
 # which one half of a block writes and the other reads between barriers of all its threads, also when each of these is __syncthreads().
 set -euo pipefail
-export SINKLORA_QUICK_TESTS=1 # every case once
+export SINKLORA_QUICK_TESTS=1 # every case once, without its largest shapes
 cd "$(dirname "$0")/.."
 build=${SINKLORA_BUILD:-build-cuda}
 sanitizer=$(command -v compute-sanitizer || echo /usr/local/cuda/bin/compute-sanitizer)

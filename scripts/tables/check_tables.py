@@ -8,7 +8,7 @@ it allows and everything it requires; a dry run leaves every file as it was; the
 published numbers stand in cells that the table has. With a stand-in for the program: a second run calls it for nothing, a run whose last
 record is lost calls it once, a program that fails leaves no record, and records of another precision or other data are not taken.
 The published numbers of SinkLoRA's table 7 make its 92 % and 39 %.
-miniature.py's commands are checked as well. Prints every breach; exit code 1 if there is one.
+miniature.py's commands are checked as well, and docs/results against its raw rows: tables and plots, which are well-formed XML. Prints every breach; exit code 1 if there is one.
 """
 import argparse
 import importlib
@@ -18,9 +18,11 @@ import shlex
 import subprocess
 import sys
 import tempfile
+import xml.etree.ElementTree
 
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
+import miniature_report  # noqa: E402
 import paper_table  # noqa: E402
 
 MODELS = ("Llama-2-7b-hf", "Llama-2-13b-hf", "Meta-Llama-3-8B")
@@ -237,6 +239,23 @@ def check_ratios() -> None:
             say(f"sinklora_table7: {name} from {zero}: {got}, wanted {wanted}")
 
 
+def check_results(folder: pathlib.Path) -> None:
+    results = HERE.parents[1] / "docs" / "results"
+    page = (results / "README.md").read_text()
+    for name in "A", "B":
+        rows = miniature_report.read(results / f"miniature-{name.lower()}.jsonl")
+        lines = miniature_report.markdown(rows, list(rows[0]["ppl"])).splitlines()
+        for line in lines[:1] + lines[2:]:
+            # The page may leave out columns at the end.
+            if not any(shown and line.startswith(shown) for shown in (text.rstrip("| ") for text in page.splitlines())):
+                say(f"docs/results/README.md: table {name} lacks: {line}")
+        miniature_report.plots(rows, folder / "plots", name)
+    for plot in (folder / "plots").iterdir():
+        xml.etree.ElementTree.parse(plot)
+        if not (results / plot.name).exists() or plot.read_bytes() != (results / plot.name).read_bytes():
+            say(f"docs/results/{plot.name} is not what miniature_report.py makes of its rows")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--program", type=pathlib.Path, required=True)
@@ -253,6 +272,7 @@ def main() -> None:
         scripts.check_other_inputs(found[-1])
         scripts.check_failure(found[0])
         scripts.check_miniature()
+        check_results(pathlib.Path(folder))
     check_ratios()
     if breaches:
         sys.exit(f"check_tables: {len(breaches)} breaches")

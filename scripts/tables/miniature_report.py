@@ -4,39 +4,54 @@
     python scripts/tables/miniature_report.py RUN/rows.jsonl [--plots FOLDER --name A]     # the table; plots as SVG
 
 "gap closed" is (P_s2 - P) / (P_s2 - P_full) at the longest context: 0 for S2-Attn, 1 for full attention. A value of several
-seeds is their mean, with half their range behind it.
+seeds is their mean, with half their range behind it; the gap compares a row with s2 and full of its own seeds, which saw the
+same samples in the same order.
 """
 import argparse
+import html
 import json
+import math
 import pathlib
 import statistics
 
 
 AS_THEY_ARE = ("untuned", "settled")  # how the names of rows begin that no pattern of attention has trained
+ELSEWHERE = "not settled"  # how the names of rows end that began at another model: their gap would say nothing of attention
+
+
+def read(path: pathlib.Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def merged(rows: list[dict]) -> dict[str, dict]:
-    """By row name, in order of appearance: perplexities {text: {context: [of each seed]}} and the first seed's cost."""
+    """By row name, untrained ones first, then in order of appearance: perplexities {text: {context: {seed: }}} and the first
+    seed's cost."""
     found: dict[str, dict] = {}
-    for row in rows:
+    for row in sorted(rows, key=lambda row: not row["row"].startswith(AS_THEY_ARE)):
         entry = found.setdefault(row["row"], {"ppl": {}, "step_ms": row.get("step_ms"), "mem_gib": row.get("mem_gib")})
         for text, values in row["ppl"].items():
             for context, ppl in values.items():
-                entry["ppl"].setdefault(text, {}).setdefault(context, []).append(ppl)
+                entry["ppl"].setdefault(text, {}).setdefault(context, {})[row["seed"]] = ppl
     return found
 
 
-def spread(values: list[float]) -> str:
-    mean = statistics.mean(values)
-    return f"{mean:.2f}" + (f" ± {(max(values) - min(values)) / 2:.2f}" if len(values) > 1 else "")
+def mean(by_seed: dict[int, float]) -> float:
+    return statistics.mean(by_seed.values())
+
+
+def spread(by_seed: dict[int, float]) -> str:
+    values = by_seed.values()
+    digits = 2 if mean(by_seed) >= 10 else 3
+    return f"{mean(by_seed):.{digits}f}" + (f" ± {(max(values) - min(values)) / 2:.{digits}f}" if len(values) > 1 else "")
 
 
 def gap(found: dict, name: str, text: str, context: str) -> float | None:
-    def at(row: str) -> float:
-        return statistics.mean(found[row]["ppl"][text][context])
-    if not {"s2", "full", name} <= set(found):
+    if name.startswith(AS_THEY_ARE) or name.endswith(ELSEWHERE) or not {"s2", "full", name} <= set(found):
         return None
-    return (at("s2") - at(name)) / (at("s2") - at("full")) if at("s2") != at("full") else None
+    s2, full, ours = (found[row]["ppl"][text][context] for row in ("s2", "full", name))
+    seeds = s2.keys() & full.keys() & ours.keys()
+    total = sum(s2[seed] - full[seed] for seed in seeds)
+    return sum(s2[seed] - ours[seed] for seed in seeds) / total if total else None
 
 
 def markdown(rows: list[dict], texts: list[str]) -> str:
@@ -49,7 +64,7 @@ def markdown(rows: list[dict], texts: list[str]) -> str:
         cells = [name]
         cells += [spread(row["ppl"][text][c]) if c in row["ppl"].get(text, {}) else "" for text in texts for c in contexts[text]]
         for text in texts:
-            share = None if name.startswith(AS_THEY_ARE) else gap(found, name, text, contexts[text][-1])
+            share = gap(found, name, text, contexts[text][-1])
             cells.append("" if share is None else f"{100 * share:.0f} %")
         base = found.get("s2", {}).get("step_ms")
         cells.append(f"{row['step_ms']:.1f}" if row["step_ms"] else "")
@@ -64,7 +79,6 @@ COLOURS = ["#1b6ca8", "#c0392b", "#2e8b57", "#8e44ad", "#d68910", "#2c3e50", "#7
 
 def svg(series: dict[str, list[tuple[float, float]]], title: str, x_label: str, y_label: str, named: bool = False) -> str:
     """Lines over a logarithmic x; with `named` points alone, each with its name, over a linear x."""
-    import math
     width, height, left, bottom, top, right = 720, 420, 70, 50, 36, 150
     points = [p for line in series.values() for p in line]
     fx = (lambda x: x) if named else (lambda x: math.log2(x + 1))
@@ -76,27 +90,28 @@ def svg(series: dict[str, list[tuple[float, float]]], title: str, x_label: str, 
         return (left + (fx(x) - x0) / ((x1 - x0) or 1) * (width - left - right),
                 height - bottom - (y - y0) / (y1 - y0) * (height - top - bottom))
     out = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" font-family="sans-serif" font-size="12">',
-           '<rect width="100%" height="100%" fill="white"/>', f'<text x="{left}" y="20" font-size="14">{title}</text>',
+           '<rect width="100%" height="100%" fill="white"/>', f'<text x="{left}" y="20" font-size="14">{html.escape(title)}</text>',
            f'<text x="{(width - right + left) / 2:.0f}" y="{height - 10}" text-anchor="middle">{x_label}</text>',
            f'<text transform="translate(16 {(height - bottom + top) / 2:.0f}) rotate(-90)" text-anchor="middle">{y_label}</text>',
            f'<path d="M{left} {top}V{height - bottom}H{width - right}" fill="none" stroke="black"/>']
+    digits = max(0, 1 - math.floor(math.log10((y1 - y0) / 4)))
     for i in range(5):
         y = y0 + (y1 - y0) * i / 4
         py = at(points[0][0], y)[1]
-        out.append(f'<text x="{left - 6}" y="{py + 4:.1f}" text-anchor="end">{y:.3g}</text><path d="M{left} {py:.1f}h{width - left - right}" stroke="#ddd"/>')
+        out.append(f'<text x="{left - 6}" y="{py + 4:.1f}" text-anchor="end">{y:.{digits}f}</text><path d="M{left} {py:.1f}h{width - left - right}" stroke="#ddd"/>')
     for x in sorted({x for x, _ in points}) if not named else [min(xs), (min(xs) + max(xs)) / 2, max(xs)]:
         px = at(x, y0)[0]
-        out.append(f'<text x="{px:.1f}" y="{height - bottom + 16}" text-anchor="middle">{x:g}</text>')
+        out.append(f'<text x="{px:.1f}" y="{height - bottom + 16}" text-anchor="middle">{x:.0f}</text>')
     for i, (name, line) in enumerate(series.items()):
         colour = COLOURS[i % len(COLOURS)]
         placed = [at(x, y) for x, y in sorted(line)]
         if not named:
             out.append('<polyline fill="none" stroke="%s" stroke-width="1.8" points="%s"/>' % (colour, " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)))
-            out.append(f'<text x="{width - right + 10}" y="{top + 14 + 16 * i}" fill="{colour}">{name}</text>')
+            out.append(f'<text x="{width - right + 10}" y="{top + 14 + 16 * i}" fill="{colour}">{html.escape(name)}</text>')
         for x, y in placed:
             out.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>')
             if named:
-                out.append(f'<text x="{x + 6:.1f}" y="{y + 4:.1f}" fill="{colour}" font-size="10">{name}</text>')
+                out.append(f'<text x="{x + 6:.1f}" y="{y + 4:.1f}" fill="{colour}" font-size="10">{html.escape(name)}</text>')
     return "\n".join(out + ["</svg>", ""])
 
 
@@ -105,7 +120,7 @@ def plots(rows: list[dict], folder: pathlib.Path, name: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for text in next(iter(found.values()))["ppl"]:
         shown = [n for n in ("untuned", "untuned, PI x4", "settled, PI x4", "full", "s2", "sf-4", "sf-64") if n in found]
-        curves = {n: [(int(c), statistics.mean(v)) for c, v in found[n]["ppl"][text].items()] for n in shown}
+        curves = {n: [(int(c), mean(v)) for c, v in found[n]["ppl"][text].items()] for n in shown}
         # What the untuned model does beyond its context is off every scale.
         most = 1.15 * max(y for n, line in curves.items() if not n.startswith("untuned") for _, y in line)
         curves = {n: [p for p in line if p[1] <= most] for n, line in curves.items()}
@@ -116,9 +131,11 @@ def plots(rows: list[dict], folder: pathlib.Path, name: str) -> None:
         gaps = [(n, 100 * gap(found, row, text, longest)) for n, row in sinks.items() if row in found]
         (folder / f"{name}-{text}-sinks.svg").write_text(
             svg({"sf, rho 1/4": gaps}, f"{name}: gap between S2 and full closed, {text} at {int(longest):,}", "sinks", "% of the gap closed"))
-        cost = {n: [(row["step_ms"], statistics.mean(row["ppl"][text][longest]))] for n, row in found.items() if row["step_ms"]}
+        # Seeds move all rows together: the first one of each.
+        cost = {n: [(row["step_ms"], next(iter(row["ppl"][text][longest].values())))] for n, row in found.items()
+                if row["step_ms"] and not n.endswith(ELSEWHERE)}
         (folder / f"{name}-{text}-cost.svg").write_text(
-            svg(cost, f"{name}: quality against cost, {text} at {int(longest):,}", "step, ms", "perplexity", named=True))
+            svg(cost, f"{name}: quality against cost (first seed), {text} at {int(longest):,}", "step, ms", "perplexity", named=True))
 
 
 def main() -> None:
@@ -127,7 +144,7 @@ def main() -> None:
     parser.add_argument("--plots", type=pathlib.Path)
     parser.add_argument("--name", default="table")
     args = parser.parse_args()
-    rows = [json.loads(line) for line in args.rows.read_text().splitlines()]
+    rows = read(args.rows)
     print(markdown(rows, list(rows[0]["ppl"])), end="")
     if args.plots:
         plots(rows, args.plots, args.name)

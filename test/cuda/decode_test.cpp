@@ -178,26 +178,26 @@ TEST_CASE("linear_forward on the GPU: few rows against f64; a row's bits do not 
 }
 
 TEST_CASE("decoding on the GPU: recorded repetitions give the bits of steps that run one by one") {
-  constexpr int64_t kContext = 72;  // steps are recorded anew at 1, 2, 4, ... 64 keys
+  const int64_t context = quick() ? 24 : 72;  // steps are recorded anew at 1, 2, 4, ... 64 keys
   const LlamaConfig config = toy_config();
   const ModelOptions options = lora_plus(config, {"q", "k", "v", "o"});
   for (const char* const precision : {"fp32", "bf16"})
-    for (const KvCachePolicy& policy : {KvCachePolicy{kContext, false, {}, KvPositions::original},
+    for (const KvCachePolicy& policy : {KvCachePolicy{context, false, {}, KvPositions::original},
                                         KvCachePolicy{20, true, {0, 10, 10}, KvPositions::original},
                                         KvCachePolicy{20, true, {2, 0, 18}, KvPositions::index}}) {
       CAPTURE(precision);
       CAPTURE(policy.capacity);
-      ToyModel toy(make_ops("cuda", precision), config, options, kContext, Recompute::block(), kMlpTile,
-                   kContext);
-      KvCache first(toy.llama.ops(), config, policy, kContext),
-          second(toy.llama.ops(), config, policy, kContext), third(toy.llama.ops(), config, policy, kContext);
-      const Batch text = toy_batch({kContext}, config.vocab_size, 3);
+      ToyModel toy(make_ops("cuda", precision), config, options, context, Recompute::block(), kMlpTile,
+                   context);
+      KvCache first(toy.llama.ops(), config, policy, context),
+          second(toy.llama.ops(), config, policy, context), third(toy.llama.ops(), config, policy, context);
+      const Batch text = toy_batch({context}, config.vocab_size, 3);
       // Steps of two sequences, one a token behind. What comes between steps leaves nothing to repeat.
       const auto run = [&](bool disturbed) {
         std::vector<float> all;
         first.clear(), second.clear(), third.clear();
         const auto id = [&](int64_t at) { return std::span(text.ids).subspan(static_cast<size_t>(at), 1); };
-        for (int64_t i = 0; i + 1 < kContext; ++i) {
+        for (int64_t i = 0; i + 1 < context; ++i) {
           const Continuation both[]{{id(i), &first}, {id(i + 1), &second}}, other{id(i), &third};
           const std::vector<float> logits = toy.llama.extend(both);
           all.insert(all.end(), logits.begin(), logits.end());
@@ -207,7 +207,7 @@ TEST_CASE("decoding on the GPU: recorded repetitions give the bits of steps that
       };
       const std::vector<float> repeated = run(false), alone = run(true);
       CHECK(repeated == alone);
-      KvCache copy(toy.llama.ops(), config, policy, kContext);
+      KvCache copy(toy.llama.ops(), config, policy, context);
       copy.copy_from(first);
       const std::vector<int32_t> next{text.ids[5]};
       const Continuation of_copy{next, &copy}, of_first{next, &first};

@@ -233,7 +233,8 @@ inline std::vector<Values> plain_evaluation(const std::vector<Argument>& argumen
 
 using Plain = std::function<std::vector<Values>(const std::vector<Argument>&, DType)>;
 
-// Set by scripts/sanitize_gpu.sh, under which everything takes many times as long and once is enough.
+// Set by scripts/sanitize_gpu.sh, under which everything takes many times as long: once is enough, and the
+// largest shapes are left out.
 inline bool quick() {
   static const bool set = std::getenv("SINKLORA_QUICK_TESTS") != nullptr;
   return set;

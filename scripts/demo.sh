@@ -26,6 +26,7 @@ if [ -z "$program" ]; then
     program=build/sinklora
   fi
 fi
+where=(--device "$device" --precision fp32)  # bf16 is what a GPU would take, too coarse for a model as small as this one
 model=assets/tiny-llama  # trained on windows of 256 bytes: scripts/make_tiny_llama.sh
 context=1024
 steps=${STEPS:-400}
@@ -50,7 +51,7 @@ done
 
 train() { # NAME
   say "Fine-tuning from 256 to $context tokens with LoRA+, attention while training: $1"
-  "$program" train --device "$device" --model "$model" --data "$out/train" --out "$out/$1" --context $context --attention "$1" \
+  "$program" train "${where[@]}" --model "$model" --data "$out/train" --out "$out/$1" --context $context --attention "$1" \
     --trainable lora+ --lr 6e-3 --warmup 10 --schedule cosine --batch 1 --steps "$steps" --log-every 50 --seed 1
 }
 train full
@@ -59,7 +60,7 @@ train sf
 
 adapter() { echo "$out/$1/$(cat "$out/$1/latest")"; }
 perplexity() { # NAME CONTEXT [ADAPTER]
-  "$program" eval ppl --device "$device" --model "$model" ${3:+--adapter "$3"} --data "$out/held-out" --context "$2" --protocol blocks \
+  "$program" eval ppl "${where[@]}" --model "$model" ${3:+--adapter "$3"} --data "$out/held-out" --context "$2" --protocol blocks \
     --separate-documents --json "$out/ppl-$1.json" >"$out/ppl-$1.log"
   sed -n 's/.*"ppl": *\([0-9.]*\).*/\1/p' "$out/ppl-$1.json"
 }
@@ -90,7 +91,7 @@ printf '%s' "${text:0:end+1}" >"$out/prompt.txt"
 say "A reply of the model fine-tuned with sf"
 echo "The prompt has $((end + 1)) bytes and ends with: ...${text:end-60:61}"
 echo "The call sign $sign stands $((farthest + 1)) bytes above and nowhere nearer. The model goes on:"
-"$program" generate --device "$device" --model "$model" --adapter "$(adapter sf)" --prompt-file "$out/prompt.txt" --max-new-tokens 60 \
+"$program" generate "${where[@]}" --model "$model" --adapter "$(adapter sf)" --prompt-file "$out/prompt.txt" --max-new-tokens 60 \
   >"$out/reply.txt"
 reply=$(cat "$out/reply.txt")
 printf '%s\n' "$letter$reply"

@@ -36,6 +36,7 @@ class ShardedDataset : public Dataset {
       shard.first_row = first;
       shard.rows = reader.rows();
       first += shard.rows;
+      if (options.separate_documents) most_documents_ = std::max(most_documents_, reader.most_documents());
     }
     size_ = first;
     readers_.resize(shards_.size());
@@ -53,6 +54,8 @@ class ShardedDataset : public Dataset {
     if (!options_.separate_documents) sample.document_starts = {0};
     return sample;
   }
+
+  int64_t most_documents() const override { return most_documents_; }
 
   std::string describe() const override {
     return fmt::format("{} HDF5 shard{}, {} samples of up to {} tokens{}", shards_.size(),
@@ -142,7 +145,7 @@ class ShardedDataset : public Dataset {
 
   DatasetOptions options_;
   std::vector<Shard> shards_;
-  int64_t size_ = 0, context_ = 0;
+  int64_t size_ = 0, context_ = 0, most_documents_ = 1;
   std::optional<int64_t> tokens_;
   mutable std::mutex mutex_;
   mutable std::vector<std::unique_ptr<ShardReader>> readers_;
@@ -163,6 +166,8 @@ class StreamDataset : public Dataset {
   }
 
   int64_t size() const override { return stream_.size() / options_.context; }
+
+  int64_t most_documents() const override { return 1; }
 
   Sample read(int64_t index) const override {
     if (index < 0 || index >= size()) fail_internal("sample {} of {} asked for", index, size());

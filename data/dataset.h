@@ -32,6 +32,8 @@ class Dataset {
   virtual int64_t size() const = 0;
   // Reads one sample; no shard is ever held in memory. Throws Error(input) naming file and row. Thread-safe.
   virtual Sample read(int64_t index) const = 0;
+  // Of any one sample: as many sequences make_batch() makes of it at most.
+  virtual int64_t most_documents() const = 0;
   virtual std::string describe() const = 0;  // one line: what it is, how many samples and tokens
   virtual std::string hash() const = 0;      // hex; equal for equal content
 };

@@ -58,6 +58,18 @@ void ShardReader::read_documents(int64_t row, int64_t tokens, Sample& sample) co
   sample.document_starts.assign(starts.begin(), starts.end());
 }
 
+int64_t ShardReader::most_documents() const {
+  if (!ours_) return 1;
+  std::vector<int64_t> offsets(static_cast<size_t>(rows()) + 1);
+  document_offsets_->read(0, rows() + 1, offsets);
+  const int64_t all = document_starts_->shape()[0];
+  int64_t most = 1;
+  for (size_t i = 1; i < offsets.size(); ++i)
+    if (offsets[i - 1] >= 0 && offsets[i] >= offsets[i - 1] && offsets[i] <= all)  // read() refuses others
+      most = std::max(most, offsets[i] - offsets[i - 1]);
+  return std::min(most, context());
+}
+
 Sample ShardReader::read(int64_t row, int64_t vocab_size) const {
   if (row < 0 || row >= rows()) fail_internal("{}: row {} of {} asked for", path_.string(), row, rows());
   const auto length = static_cast<size_t>(context());

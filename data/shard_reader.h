@@ -24,6 +24,9 @@ class ShardReader {
   bool is_ours() const { return ours_; }
   const Hdf5Reader& file() const { return file_; }
 
+  // That one row holds, as its table says.
+  int64_t most_documents() const;
+
   // One row as a sample; ids outside [0, vocab_size) are refused (0: unknown, any id goes).
   Sample read(int64_t row, int64_t vocab_size) const;
 

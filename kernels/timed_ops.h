@@ -23,7 +23,7 @@ struct OpTime {
   double bytes = 0;       // read and written once, for ops that only move memory
 };
 
-class TimedOps final : public Ops {
+class TimedOps : public Ops {
  public:
   explicit TimedOps(std::unique_ptr<Ops> backend) : ops_(std::move(backend)) {}
 

@@ -10,13 +10,14 @@ namespace sinklora {
 
 namespace {
 
-// Scratch is laid out for documents of this many tokens; a batch of many shorter ones makes it grow.
-constexpr int64_t kUsualDocument = 1024;
+constexpr int64_t kUsualDocument = 1024;  // tokens
 
 PassShape shape_of(const LlamaConfig& c, const ModelOptions& model, const Weights& weights,
                    const PassOptions& pass) {
   PassShape shape{.tokens = pass.max_tokens,
-                  .sequences = std::min(pass.max_sequences, pass.max_tokens / kUsualDocument + 8),
+                  .sequences = std::min(pass.max_sequences, pass.usual_sequences > 0
+                                                                ? pass.usual_sequences
+                                                                : pass.max_tokens / kUsualDocument + 8),
                   .hidden = c.hidden_size,
                   .vocabulary = c.vocab_size,
                   .widest = std::max({c.qkv_width(), 2 * c.intermediate_size, c.hidden_size}),

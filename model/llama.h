@@ -17,7 +17,9 @@ namespace sinklora {
 struct PassOptions {
   int64_t max_tokens = 0;     // of a batch
   int64_t max_sequences = 1;  // of a batch
-  int64_t max_context = 0;    // of one sequence: length of the RoPE tables
+  // For which scratch memory is laid out, more make it grow; 0: documents of 1024 tokens.
+  int64_t usual_sequences = 0;
+  int64_t max_context = 0;  // of one sequence: length of the RoPE tables
   bool training = false;
   Recompute recompute = Recompute::none();
   AttentionPattern pattern{};   // of training, for which scratch memory is laid out

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The whole way in one small run: text -> tokens -> fine-tuning to 4x the context -> perplexity -> a reply. Under two
-# minutes on two cores after the build; on a GPU of compute capability 8.x or 9.0 where nvcc is installed. Everything it makes is in demo-run/.
+# minutes on two cores after the build; on a GPU of compute capability 8.x or 9.0 if nvcc was there for the build. Everything it makes is in demo-run/.
 #   DEVICE=cpu|cuda    not the one that it finds by itself
 #   SINKLORA_BIN=PATH  this program instead of a build
 #   STEPS=N            of each fine-tuning (400)
@@ -8,24 +8,10 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 export LC_ALL=C
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}  # threads that wait do not take the cores from other programs
-device=${DEVICE:-}
-if [ -z "$device" ]; then
-  device=cpu
-  capability=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | sed -n 1p || true)
-  if [[ $capability == [89].* ]] && scripts/find_nvcc.sh >/dev/null; then device=cuda; fi
-fi
-program=${SINKLORA_BIN:-}
-if [ -z "$program" ]; then
-  if [ "$device" = cuda ]; then
-    CUDACXX=$(scripts/find_nvcc.sh)
-    export CUDACXX
-    scripts/build.sh cuda sinklora
-    program=build-cuda/sinklora
-  else
-    scripts/build.sh release sinklora
-    program=build/sinklora
-  fi
-fi
+program=${SINKLORA_BIN:-build/sinklora}
+[ -n "${SINKLORA_BIN:-}" ] || scripts/build.sh release sinklora
+device=${DEVICE:-cpu}
+if [ -z "${DEVICE:-}" ] && [[ $("$program" env) == *"compute capability "[89].* ]]; then device=cuda; fi
 where=(--device "$device" --precision fp32)  # bf16 is what a GPU would take, too coarse for a model as small as this one
 model=assets/tiny-llama  # trained on windows of 256 bytes: scripts/make_tiny_llama.sh
 context=1024

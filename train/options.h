@@ -62,7 +62,8 @@ struct TrainSetup {
   LlamaConfig config;  // with the RoPE scaling in force
   ModelOptions model;
   AttentionPattern pattern;
-  int64_t max_tokens = 0;  // of a micro-batch
+  int64_t max_tokens = 0;      // of a micro-batch
+  int64_t most_documents = 0;  // of a sample; 0: not known
 };
 TrainSetup resolve(const TrainOptions& options);
 

@@ -79,6 +79,7 @@ std::vector<KeptChoice> kept_choices(const TrainOptions& options, const TrainSet
 PassOptions pass_options(const TrainOptions& options, const TrainSetup& setup, const Recompute& recompute) {
   return {.max_tokens = setup.max_tokens,
           .max_sequences = setup.max_tokens,
+          .usual_sequences = options.batch * setup.most_documents,
           .max_context = options.context,
           .training = true,
           .recompute = recompute,

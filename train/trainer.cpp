@@ -72,6 +72,7 @@ class Trainer {
                                  tokenizer_hash_, options.force_tokenizer};
     data_ = open_dataset(options.data, dataset);
     if (!options.eval_data.empty()) eval_data_ = open_dataset(options.eval_data, dataset);
+    setup_.most_documents = std::max(data_->most_documents(), eval_data_ ? eval_data_->most_documents() : 1);
     fingerprint_ = fingerprint(options, data_->hash(), ranks.world_size());
     const int64_t samples_per_step = options.batch * options.accumulate * ranks.world_size();
     steps_ = options.steps > 0

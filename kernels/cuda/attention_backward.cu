@@ -499,7 +499,7 @@ __device__ void multiply(const AttentionGradientArguments<uint16_t>& a, const Wo
 template <int D>
 __global__ void __launch_bounds__(backward_threads, 1)
     backward_kernel(AttentionGradientArguments<uint16_t> a) {
-#ifdef __CUDA_ARCH_FEAT_SM90_ALL  // other devices are refused in attention.cpp
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
   extern __shared__ char unaligned[];
   const uint32_t memory = (shared_address(unaligned) + 1023) & ~1023u;
   char* generic = unaligned + (memory - shared_address(unaligned));
@@ -515,6 +515,8 @@ __global__ void __launch_bounds__(backward_threads, 1)
     asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
     accumulate<D>(a, w, memory);
   }
+#else
+  __trap();  // attention.cpp refuses other devices
 #endif
 }
 

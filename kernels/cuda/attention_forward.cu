@@ -100,7 +100,7 @@ inline constexpr int forward_shared =
 
 template <int D>
 __global__ void __launch_bounds__(forward_threads, 1) forward_kernel(AttentionArguments<uint16_t> a) {
-#ifdef __CUDA_ARCH_FEAT_SM90_ALL  // other devices are refused in attention.cpp
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
   extern __shared__ char unaligned[];
   const uint32_t q = (shared_address(unaligned) + 1023) & ~1023u, buffers = q + tile_bytes<D>;
   const int tiles = static_cast<int>(forward_tiles(a.max_length, a.first_query));
@@ -217,6 +217,8 @@ __global__ void __launch_bounds__(forward_threads, 1) forward_kernel(AttentionAr
   for (int panel = 0; panel < D / 64; ++panel)
     store_tile<64, 16, 32>(a.out.data + (start + warp_first) * a.out.stride + head * D + panel * 64,
                            a.out.stride, rows + panel * panel_bytes, length - warp_first, lane);
+#else
+  __trap();  // attention.cpp refuses other devices
 #endif
 }
 

@@ -24,6 +24,7 @@ class Numbers : public Dataset {
     const auto id = static_cast<int32_t>(index);
     return {{id, id + 1}, {id + 1, kNotScored}, {0}};
   }
+  int64_t most_documents() const override { return 1; }
   std::string describe() const override { return "numbers"; }
   std::string hash() const override { return "0"; }
   std::atomic<int64_t> broken = -1;

@@ -112,6 +112,11 @@ TEST_CASE(
         CHECK(wanted.size() - seen.size() < static_cast<size_t>(context));
         CHECK(std::includes(wanted.begin(), wanted.end(), seen.begin(), seen.end()));
       }
+      size_t most = 1;
+      for (const Sample& sample : read_all(*dataset)) most = std::max(most, sample.document_starts.size());
+      CHECK(dataset->most_documents() == static_cast<int64_t>(most));
+      options.separate_documents = false;
+      CHECK(open_dataset(folder / "data-00000.h5", options)->most_documents() == 1);
       CHECK(scored == entry.scored_tokens);
       CHECK(static_cast<int64_t>(seen.size()) == entry.tokens);
     }

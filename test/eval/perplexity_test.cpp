@@ -35,6 +35,7 @@ class ToyDataset final : public Dataset {
     if (index % 3 == 2) sample.document_starts.push_back(length / 2 + 1);
     return sample;
   }
+  int64_t most_documents() const override { return 1; }
   std::string describe() const override { return "toy"; }
   std::string hash() const override { return "toy"; }
 

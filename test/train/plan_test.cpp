@@ -1,6 +1,6 @@
 #include <doctest/doctest.h>
 
-#include "kernels/ops.h"
+#include "kernels/timed_ops.h"
 #include "train/trainer.h"
 
 using namespace sinklora;
@@ -19,6 +19,15 @@ TrainSetup wide_setup(int64_t tokens) {
   setup.max_tokens = tokens;
   return setup;
 }
+
+struct Listening final : TimedOps {
+  Listening() : TimedOps(make_cpu_ops(DType::f32)) {}
+  int64_t scratch_bytes(const PassShape& shape) const override {
+    sequences = shape.sequences;
+    return TimedOps::scratch_bytes(shape);
+  }
+  mutable int64_t sequences = 0;
+};
 
 }  // namespace
 
@@ -57,4 +66,19 @@ TEST_CASE("plan: auto keeps as much as fits, and drops what is cheapest per byte
   }
   options.memory_limit = static_cast<double>(block - 4096) / 1073741824.0;
   CHECK_FALSE(plan_memory(options, setup, *ops).fits());
+}
+
+TEST_CASE("plan: scratch is for as many documents as the data has, or for documents of 1024 tokens") {
+  Listening ops;
+  TrainOptions options;
+  options.context = 8192, options.batch = 2;
+  TrainSetup setup = wide_setup(options.batch * options.context);
+  const auto planned = [&](int64_t most_documents) {
+    setup.most_documents = most_documents;
+    plan_memory(options, setup, ops);
+    return ops.sequences;
+  };
+  CHECK(planned(0) == 2 * 8 + 8);
+  CHECK(planned(1) == 2);
+  CHECK(planned(500) == 1000);
 }

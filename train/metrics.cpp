@@ -33,6 +33,23 @@ double tick_step(double span, int count) {
   return 10 * magnitude;
 }
 
+// What a plot shows of one coordinate, with round numbers in it.
+struct Axis {
+  double low, high;
+  std::vector<double> ticks;
+};
+
+Axis make_axis(double low, double high, int count) {
+  Axis axis{low, high, {}};
+  // A span that no label would show is none; a step must not vanish beside the numbers that it is added to.
+  const double size = std::max(std::fabs(low), std::fabs(high));
+  if (high - low <= 1e-9 * size) axis.high = low + std::max(1.0, 1e-6 * size);
+  const double step = tick_step(axis.high - low, count), first = std::ceil(low / step);
+  for (int i = 0; i <= count; ++i)
+    if (const double tick = (first + i) * step; tick <= axis.high) axis.ticks.push_back(tick);
+  return axis;
+}
+
 }  // namespace
 
 std::optional<double> dense_bf16_peak(std::string_view gpu) {
@@ -120,11 +137,12 @@ void write_plot(const std::filesystem::path& path, const std::string& title, con
     x0 = std::min(x0, x), x1 = std::max(x1, x);
     y0 = std::min(y0, y), y1 = std::max(y1, y);
   }
-  if (x1 == x0) x1 = x0 + 1;
-  if (y1 == y0) y1 = y0 + 1;
-  const auto px = [&](double x) { return kLeft + (x - x0) / (x1 - x0) * (kWidth - kLeft - kRight); };
+  const Axis across = make_axis(x0, x1, 8), up = make_axis(y0, y1, 6);
+  const auto px = [&](double x) {
+    return kLeft + (x - across.low) / (across.high - across.low) * (kWidth - kLeft - kRight);
+  };
   const auto py = [&](double y) {
-    return kHeight - kBottom - (y - y0) / (y1 - y0) * (kHeight - kTop - kBottom);
+    return kHeight - kBottom - (y - up.low) / (up.high - up.low) * (kHeight - kTop - kBottom);
   };
   std::string svg = fmt::format(
       "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{0}\" height=\"{1}\" font-family=\"sans-serif\" "
@@ -132,11 +150,10 @@ void write_plot(const std::filesystem::path& path, const std::string& title, con
       "<rect width=\"{0}\" height=\"{1}\" fill=\"white\"/>\n<text x=\"{2}\" y=\"24\" font-size=\"15\" "
       "text-anchor=\"middle\">{3}</text>\n",
       kWidth, kHeight, kWidth / 2, title);
-  const double x_step = tick_step(x1 - x0, 8), y_step = tick_step(y1 - y0, 6);
-  for (double x = std::ceil(x0 / x_step) * x_step; x <= x1; x += x_step)
+  for (const double x : across.ticks)
     svg += fmt::format("<text x=\"{:.1f}\" y=\"{:.1f}\" text-anchor=\"middle\">{:g}</text>\n", px(x),
                        kHeight - kBottom + 18, x);
-  for (double y = std::ceil(y0 / y_step) * y_step; y <= y1; y += y_step)
+  for (const double y : up.ticks)
     svg += fmt::format(
         "<line x1=\"{0}\" x2=\"{1}\" y1=\"{2:.1f}\" y2=\"{2:.1f}\" stroke=\"#ddd\"/>\n"
         "<text x=\"{3}\" y=\"{2:.1f}\" text-anchor=\"end\" dy=\"4\">{4:.4g}</text>\n",

@@ -352,13 +352,14 @@ Json config_json(const LlamaConfig& config) {
   json["rms_norm_eps"] = config.rms_norm_eps;
   json["rope_theta"] = config.rope_theta;
   json["rope_scaling"] = rope_object(config.rope);
-  // Of YaRN, releases of transformers up to 4.51 take max / original for the factor where both are given.
+  // Of YaRN, releases of transformers up to 4.51 take max / original for the factor where both are given, so
+  // that max must be what this scaling reaches, even where the base's own positions reach farther.
   if (const RopeScaling& rope = config.rope; rope.type == RopeScaling::Type::yarn) {
     if (rope.original_context == config.max_positions)
       json["rope_scaling"].erase("original_max_position_embeddings");
     else if (rope.original_context != 0)
-      json["max_position_embeddings"] = std::max<int64_t>(
-          config.max_positions, std::llround(static_cast<double>(rope.original_context) * rope.factor));
+      json["max_position_embeddings"] =
+          std::llround(static_cast<double>(rope.original_context) * rope.factor);
   }
   json.erase("rope_parameters");
   json["tie_word_embeddings"] = config.tied_embeddings;

@@ -217,8 +217,8 @@ TEST_CASE("YaRN is written so that transformers which take max / original for it
   CHECK(written(4096, 4096, 4)["max_position_embeddings"] == 4096);
   CHECK(written(16384, 4096, 4)["rope_scaling"]["original_max_position_embeddings"] == 4096);
   CHECK(written(8192, 4096, 4)["max_position_embeddings"] == 16384);
-  CHECK(written(32768, 4096, 4)["max_position_embeddings"] ==
-        32768);  // no model reaches less far than it did
+  CHECK(written(131072, 8192, 4)["max_position_embeddings"] == 32768);  // also where the base reaches farther
+  CHECK(written(131072, 4096, 2.5)["max_position_embeddings"] == 10240);
 }
 
 TEST_CASE("--rope-scaling: auto is LongLoRA's position interpolation") {

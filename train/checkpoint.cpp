@@ -5,6 +5,7 @@
 #include <map>
 
 #include "model/checksums.h"
+#include "model/json_fields.h"
 
 namespace sinklora {
 namespace fs = std::filesystem;
@@ -147,10 +148,20 @@ std::optional<fs::path> newest_checkpoint(const fs::path& out) {
 
 TrainState load_checkpoint(const fs::path& checkpoint, Ops& ops, Weights& weights, const LlamaConfig& config,
                            const Json& fingerprint) {
-  const Json state = read_json(checkpoint / kStateFile);
-  if (state.value("schema", "") != "sinklora-checkpoint/1")
-    fail_input("{}: not a checkpoint of this program", (checkpoint / kStateFile).string());
-  compare_fingerprints(checkpoint, state.at("fingerprint"), fingerprint);
+  const std::string file = (checkpoint / kStateFile).string();
+  const Json json = read_json(file);
+  if (!json.is_object() || json.value("schema", Json()) != "sinklora-checkpoint/1")
+    fail_input("{}: not a checkpoint of this program", file);
+  // All of it before anything is loaded.
+  const JsonFields fields(json, file);
+  TrainState state;
+  state.step = fields.integer("step", 0, INT64_MAX);
+  state.position = fields.integer("position", 0, INT64_MAX);
+  state.tokens = fields.integer("tokens", 0, INT64_MAX);
+  state.updates = fields.integer_or("updates", state.step, 0, state.step);
+  if (!fields.given("fingerprint")) fail_input("{}: fingerprint is missing", file);
+  const JsonFields saved(json.at("fingerprint"), file + ": fingerprint");  // refuses what is no object
+  compare_fingerprints(checkpoint, saved.json(), fingerprint);
   if (fs::exists(checkpoint / "adapter_config.json"))
     weights.load_adapter(ops, read_adapter(checkpoint, config));
   else
@@ -161,13 +172,7 @@ TrainState load_checkpoint(const fs::path& checkpoint, Ops& ops, Weights& weight
     load_moment(ops, moments, parameter.name + ".exp_avg", parameter.weight.m);
     load_moment(ops, moments, parameter.name + ".exp_avg_sq", parameter.weight.v);
   }
-  try {
-    const auto step = state.at("step").get<int64_t>();
-    return {step, state.at("position").get<int64_t>(), state.at("tokens").get<int64_t>(),
-            state.value("updates", step)};
-  } catch (const Json::exception& error) {
-    fail_input("{}: {}", (checkpoint / kStateFile).string(), error.what());
-  }
+  return state;
 }
 
 }  // namespace sinklora

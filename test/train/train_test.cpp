@@ -9,6 +9,7 @@
 #include "base/random.h"
 #include "data/shard_writer.h"
 #include "model/checksums.h"
+#include "test/model/files.h"
 #include "test/temporary.h"
 #include "test/train/toy_inputs.h"
 #include "train/checkpoint.h"
@@ -285,6 +286,41 @@ TEST_CASE("a step without scored tokens leaves the optimizer as it was, its bias
   std::filesystem::remove(old / "SHA256SUMS");  // which would list itself
   write_sums(old);
   CHECK(weights_after("scored.h5", "old", {2}) == two);
+}
+
+TEST_CASE("a state.json that is not what a checkpoint holds is refused by its name, whatever it is") {
+  const TemporaryDirectory folder;
+  TrainOptions o = made_run(folder, 4);
+  const auto checkpoint = o.out / step_directory_name(4);
+  const Json good = read_json(checkpoint / "state.json");
+  const auto refusal = [&](const Json& state) {
+    write_text_atomically(checkpoint / "state.json", state.dump());
+    std::filesystem::remove(checkpoint / "SHA256SUMS");  // which would list itself
+    write_sums(checkpoint);
+    return error_of([&] { train(o); });
+  };
+  const std::string file = (checkpoint / "state.json").string();
+  for (const Json& state : {Json(), Json(5), Json("text"), Json::array({1}), Json::object()})
+    CHECK(refusal(state) == file + ": not a checkpoint of this program");
+  struct Change {
+    const char* key;
+    Json value;  // null: the key is not there
+    std::string message;
+  };
+  for (const auto& [key, value, message] :
+       {Change{"schema", 1, ": not a checkpoint of this program"},
+        Change{"schema", nullptr, ": not a checkpoint of this program"},
+        Change{"fingerprint", nullptr, ": fingerprint is missing"},
+        Change{"fingerprint", "text", ": fingerprint: found \"text\", wanted a JSON object"},
+        Change{"step", nullptr, ": step is missing"}, Change{"position", "4", ": position is \"4\", wanted"},
+        Change{"tokens", -1, ": tokens is -1, wanted"}, Change{"updates", 5, ": updates is 5, wanted"}}) {
+    CAPTURE(message);
+    Json state = good;
+    state.erase(key);
+    if (!value.is_null()) state[key] = value;
+    CHECK(refusal(state).starts_with(file + message));
+  }
+  CHECK(refusal(good).empty());
 }
 
 TEST_CASE("learning-rate schedules") {

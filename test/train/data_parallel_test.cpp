@@ -53,16 +53,17 @@ class Runs {
   }
 
   fs::path out(const std::string& name) const { return folder_ / name; }
-  // `train` with 8 samples a step, split among the ranks.
-  std::string command(const std::string& name, int ranks, const std::string& more) const {
+  // `train` with 8 samples a step, split among the ranks, each with `batch` in a pass.
+  std::string command(const std::string& name, int ranks, const std::string& more, int batch = 1) const {
     return fmt::format(
         "train --model '{}' --init random --trainable full --data '{}' --out '{}' --context {} --lr 1e-3 "
-        "--warmup 3 --save-every 0 --gpus {} --batch 1 --accumulate {} {}",
+        "--warmup 3 --save-every 0 --gpus {} --batch {} --accumulate {} {}",
         (folder_ / "model").string(), (folder_ / "rows.h5").string(), out(name).string(), kContext, ranks,
-        8 / ranks, more);
+        batch, 8 / (ranks * batch), more);
   }
-  std::string run(const std::string& name, int ranks, const std::string& more, int exit_code = 0) const {
-    const ProgramRun run = run_program(command(name, ranks, more));
+  std::string run(const std::string& name, int ranks, const std::string& more, int exit_code = 0,
+                  int batch = 1) const {
+    const ProgramRun run = run_program(command(name, ranks, more, batch));
     CHECK_MESSAGE(run.exit_code == exit_code, run.output);
     return run.output;
   }
@@ -180,10 +181,14 @@ TEST_CASE(
   const auto number = [](int ranks) { return std::to_string(ranks) + "-ranks"; };
   const std::string evaluation = fmt::format("--eval-data '{}'", (runs.out("rows.h5")).string());
   // Unclipped, the first moment after one step is a tenth of the gradient.
-  for (const int ranks : {1, 2, 4}) runs.run("first-" + number(ranks), ranks, "--steps 1 --grad-clip 0");
+  const std::string first = "--steps 1 --grad-clip 0";
+  for (const int ranks : {1, 2, 4}) runs.run("first-" + number(ranks), ranks, first);
+  runs.run("first-at-once", 1, first, 0, 8);  // means of passes would be another mean
+  runs.run("first-halves", 2, first, 0, 4);
   const SafetensorsFile one(runs.checkpoint("first-1-ranks", 1) / "optimizer.safetensors");
-  for (const int ranks : {2, 4}) {
-    const SafetensorsFile several(runs.checkpoint("first-" + number(ranks), 1) / "optimizer.safetensors");
+  for (const std::string name : {"2-ranks", "4-ranks", "at-once", "halves"}) {
+    CAPTURE(name);
+    const SafetensorsFile several(runs.checkpoint("first-" + name, 1) / "optimizer.safetensors");
     int compared = 0;
     for (const auto& info : one.tensors()) {
       if (!info.name.ends_with(".exp_avg")) continue;

@@ -9,6 +9,7 @@
 #include "base/random.h"
 #include "data/shard_writer.h"
 #include "model/checksums.h"
+#include "model/loaded_model.h"
 #include "test/model/files.h"
 #include "test/temporary.h"
 #include "test/train/toy_inputs.h"
@@ -323,12 +324,30 @@ TEST_CASE("a state.json that is not what a checkpoint holds is refused by its na
   CHECK(refusal(good).empty());
 }
 
+TEST_CASE("--epochs is rounded up to whole steps") {
+  const TemporaryDirectory folder;
+  write_inputs(folder);
+  // Of 40 samples, 4 a step.
+  for (const auto& [epochs, steps] : {std::pair{1.0, 10}, {0.3, 3}, {0.31, 4}, {0.01, 1}, {1.26, 13}}) {
+    CAPTURE(epochs);
+    TrainOptions o = base_options(folder, fmt::format("run-{}", epochs));
+    o.steps = 0;
+    o.epochs = epochs;
+    CHECK(train(o) == ExitCode::ok);
+    CHECK(newest_checkpoint(o.out) == o.out / step_directory_name(steps));
+  }
+}
+
 TEST_CASE("learning-rate schedules") {
   CHECK(learning_rate("constant", 2e-5, 1, 20, 100) == doctest::Approx(1e-6));
   CHECK(learning_rate("constant", 2e-5, 20, 20, 100) == 2e-5);
   CHECK(learning_rate("constant", 2e-5, 100, 20, 100) == 2e-5);
   CHECK(learning_rate("linear", 1.0, 60, 20, 100) == doctest::Approx(0.5));
+  CHECK(learning_rate("linear", 1.0, 40, 20, 100) == doctest::Approx(0.75));
   CHECK(learning_rate("cosine", 1.0, 60, 20, 100) == doctest::Approx(0.5));
+  // Half-way and at its end it meets the line.
+  CHECK(learning_rate("cosine", 1.0, 21, 20, 100) > 0.999);
+  CHECK(learning_rate("cosine", 1.0, 40, 20, 100) == doctest::Approx((1 + std::sqrt(0.5)) / 2));
   CHECK(learning_rate("cosine", 1.0, 100, 20, 100) == doctest::Approx(0.0));
   CHECK(learning_rate("constant", 1.0, 1, 0, 10) == 1.0);
   CHECK_THROWS_AS(learning_rate("other", 1.0, 9, 0, 10), Error);
@@ -352,4 +371,48 @@ TEST_CASE("frozen means frozen: a LoRA run changes adapters alone, and a plan eq
     for (size_t i = 0; i < module.b.data.size() / 4; ++i) moved |= b[i] != 0;
     CHECK(moved);
   }
+}
+
+TEST_CASE("the adapter that is saved has the modules of --lora-targets and no others") {
+  const TemporaryDirectory folder;
+  write_inputs(folder);
+  TrainOptions o = base_options(folder, "lora");
+  o.model = pretrain(folder);
+  o.init = "checkpoint";
+  o.trainable = "lora";
+  o.lora_targets = {"q", "v"};
+  o.steps = 1;
+  train(o);
+  const Adapter adapter = read_adapter(o.out / step_directory_name(1), read_config(o.model));
+  std::vector<std::string> names;
+  for (const AdapterModule& module : adapter.modules) names.push_back(module.name);
+  CHECK(names ==
+        std::vector<std::string>{"model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.v_proj",
+                                 "model.layers.1.self_attn.q_proj", "model.layers.1.self_attn.v_proj"});
+  CHECK(adapter.config.at("target_modules") == Json{"q_proj", "v_proj"});
+}
+
+TEST_CASE("an adapter is evaluated with the RoPE scaling that it was trained with, at any context") {
+  const TemporaryDirectory folder;
+  write_inputs(folder);
+  TrainOptions o = base_options(folder, "lora");
+  o.model = pretrain(folder);
+  o.init = "checkpoint";
+  o.trainable = "lora";
+  o.context = 2 * kContext;  // beyond the model's positions
+  o.steps = 1;
+  train(o);
+  const auto rope = [&](const std::filesystem::path& adapter, int64_t context, const std::string& scaling) {
+    const LoadedModel loaded = load_for_inference(
+        {.model = o.model, .adapter = adapter, .rope_scaling = scaling, .context = context});
+    return loaded.llama->config().rope;
+  };
+  const auto adapter = o.out / step_directory_name(1);
+  RopeScaling doubled;
+  doubled.type = RopeScaling::Type::linear;
+  doubled.factor = 2;
+  for (const int64_t context : {kContext / 2, kContext, 2 * kContext, 4 * kContext})
+    CHECK(rope(adapter, context, "auto") == doubled);
+  CHECK(rope("", kContext, "auto") == RopeScaling{});
+  CHECK(rope(adapter, kContext, "none") == RopeScaling{});
 }

@@ -92,8 +92,17 @@ CLI::Option* add_choices(CLI::App& app, const std::string& name, std::vector<std
   return app.add_option(name, values, help)
       ->delimiter(',')
       ->check(CLI::IsMember(words))
-      ->capture_default_str()
-      ->type_name("LIST");
+      ->type_name("LIST")
+      ->default_str(fmt::format("{}", fmt::join(values, ",")));
+}
+
+CLI::Option* add_turn_off(CLI::App& app, const std::string& name, bool& value, const std::string& help) {
+  return app
+      .add_option_function<bool>(
+          name, [&value](bool off) { value = !off; }, help)
+      ->multi_option_policy(CLI::MultiOptionPolicy::TakeLast)
+      ->expected(0)
+      ->type_name("");
 }
 
 void add_device(CLI::App& app, std::string& device, std::string& precision) {

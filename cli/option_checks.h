@@ -25,6 +25,9 @@ CLI::Option* add_choice(CLI::App& app, const std::string& name, std::string& val
 // Several of a few words, with commas between them.
 CLI::Option* add_choices(CLI::App& app, const std::string& name, std::vector<std::string>& values,
                          const std::string& help, const std::vector<std::string>& words);
+// A flag that turns `value` off. (CLI11's own "!--no-x" is written to a file as the value, and read from it as
+// the value's opposite.)
+CLI::Option* add_turn_off(CLI::App& app, const std::string& name, bool& value, const std::string& help);
 // --device and --precision, both with their defaults; the verb calls precision_on() for "auto".
 void add_device(CLI::App& app, std::string& device, std::string& precision);
 // For the directory of a model, adapter or checkpoint: a run directory of `train` stands for its newest one.

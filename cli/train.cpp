@@ -1,5 +1,7 @@
 #include "train/ranks.h"
 
+#include <fmt/format.h>
+
 #include <memory>
 
 #include "base/error.h"
@@ -30,6 +32,9 @@ void add_train(CLI::App& app) {
   verb->callback([verb, options] {
     // Of two options that exclude each other, the one that holds: else the file could not be given back.
     verb->get_option(options->steps > 0 ? "--epochs" : "--steps")->configurable(false);
+    // As the default is written: a list that was given would be an array.
+    CLI::Option* targets = verb->get_option("--lora-targets");
+    targets->default_str(fmt::format("{}", fmt::join(options->lora_targets, ",")))->clear();
     options->resolved_config = verb->config_to_str(true, true);
     options->precision = precision_on(options->device, options->precision);
     if (const int code = train_on_ranks(*options); code != 0) throw CLI::RuntimeError(code);

@@ -39,11 +39,11 @@ void add_data_options(CLI::App& verb, TrainOptions& o) {
       ->add_option("--eval-data", o.eval_data,
                    "held-out data, evaluated every --eval-every steps and at the end")
       ->type_name("PATH");
-  group->add_flag("!--join-documents", o.separate_documents,
-                  "let packed documents see each other, as LongLoRA does");
+  add_turn_off(*group, "--join-documents", o.separate_documents,
+               "let packed documents see each other, as LongLoRA does");
   group->add_flag("--force-tokenizer", o.force_tokenizer,
                   "accept shards made with another tokenizer than the model's");
-  group->add_flag("!--no-shuffle", o.shuffle, "take samples in file order");
+  add_turn_off(*group, "--no-shuffle", o.shuffle, "take samples in file order");
   add_count(*group, "--batch", o.batch, "samples of a forward pass", 1, 1 << 20);
   add_count(*group, "--accumulate", o.accumulate, "forward passes of a step", 1, 1 << 20);
   auto* steps = add_count(*group, "--steps", o.steps, "updates to make; 0: as --epochs says");

@@ -1,0 +1,90 @@
+// Options that come from --config FILE.toml, and run.toml, which is one.
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <filesystem>
+
+#include "base/files.h"
+#include "base/json.h"
+#include "test/run_program.h"
+#include "test/temporary.h"
+
+using namespace sinklora;
+using sinklora::test::run_program;
+using sinklora::test::TemporaryDirectory;
+
+namespace {
+
+// A folder with tokenized data, and `train` on it.
+struct Folder {
+  TemporaryDirectory folder;
+  Folder() {
+    REQUIRE(run_program("corpus --bytes 3k --out " + at("text.jsonl")).exit_code == 0);
+    REQUIRE(run_program("tokenize --tokenizer byte --context 64 --input " + at("text.jsonl") + " --out " +
+                        at("data"))
+                .exit_code == 0);
+  }
+  std::string at(const std::string& name) const { return (folder.path() / name).string(); }
+  test::ProgramRun train(const std::string& options, const std::string& out) const {
+    return run_program("train --model '" SINKLORA_SOURCE_DIR
+                       "/assets/tiny-llama' --force-tokenizer --context 64 --data " +
+                       at("data") + " --out " + at(out) + " " + options);
+  }
+  test::ProgramRun train_again(const std::string& run, const std::string& options) const {
+    return run_program("train --config " + at(run) + "/run.toml " + options);
+  }
+  // Without the one line that has to differ.
+  std::string options_of(const std::string& run) const {
+    std::string text = read_text(at(run) + "/run.toml", 1 << 20);
+    const size_t out = text.find("\nout=") + 1;
+    return text.erase(out, text.find('\n', out) - out);
+  }
+  Json fingerprint_of(const std::string& run, const std::string& step = "step-00000002") const {
+    return read_json(at(run) + "/" + step + "/state.json").at("fingerprint");
+  }
+};
+
+// The line of `text` that begins with `key`.
+std::string line_of(const std::string& text, const std::string& key) {
+  const size_t begin = text.find("\n" + key) + 1;
+  return text.substr(begin, text.find('\n', begin) - begin);
+}
+
+}  // namespace
+
+TEST_CASE("run.toml says the same of a run, of the run from it and of the run from that one") {
+  const Folder folder;
+  for (const auto& [name, flags, shuffled, separate] :
+       {std::tuple{"plain", "", true, true},
+        {"in-order", "--no-shuffle --lora-targets q,v", false, true},
+        {"joined", "--join-documents --lora-targets q", true, false},
+        {"both", "--no-shuffle --join-documents --deterministic", false, false}}) {
+    CAPTURE(name);
+    const std::string first = name, second = first + "2", third = first + "3";
+    REQUIRE(folder.train(std::string("--steps 2 ") + flags, first).exit_code == 0);
+    CHECK(line_of(folder.options_of(first), "no-shuffle") ==
+          std::string("no-shuffle=") + (shuffled ? "false" : "true"));
+    CHECK(folder.train_again(first, "--out " + folder.at(second)).exit_code == 0);
+    CHECK(folder.train_again(second, "--out " + folder.at(third)).exit_code == 0);
+    CHECK(folder.options_of(first) == folder.options_of(second));
+    CHECK(folder.options_of(first) == folder.options_of(third));
+    CHECK(folder.fingerprint_of(first).at("shuffle") == shuffled);
+    CHECK(folder.fingerprint_of(first).at("separate_documents") == separate);
+    CHECK(folder.fingerprint_of(first) == folder.fingerprint_of(second));
+    CHECK(folder.fingerprint_of(first) == folder.fingerprint_of(third));
+    const auto resumed = folder.train_again(first, "--steps 3");
+    CHECK_MESSAGE(resumed.exit_code == 0, resumed.output);
+    CHECK(std::filesystem::exists(folder.at(first) + "/step-00000003"));
+  }
+}
+
+TEST_CASE("a run.toml of before, where negated flags meant their opposite, is still a default run") {
+  const Folder folder;
+  REQUIRE(folder.train("--steps 2", "run").exit_code == 0);
+  write_text_atomically(folder.at("old.toml"),
+                        "join-documents=false\nno-shuffle=false\nlora-targets=\"[q,k,v,o]\"\nsteps=2\n");
+  REQUIRE(folder.train("--config " + folder.at("old.toml"), "old").exit_code == 0);
+  CHECK(folder.fingerprint_of("run") == folder.fingerprint_of("old"));
+  for (const std::string wrong : {"--no-shuffle=perhaps", "--join-documents=perhaps"})
+    CHECK(folder.train(wrong, "wrong").exit_code == 2);
+}

@@ -10,29 +10,11 @@
 #include <system_error>
 
 #include "base/error.h"
+#include "cli/config_file.h"
 #include "cli/verbs.h"
 #include "kernels/cpu/blas_info.h"
 
 namespace {
-
-// TOML whose keys outside any [section] belong to the verb on the command line, so that run.toml can be given
-// back.
-class VerbConfig : public CLI::ConfigTOML {
- public:
-  explicit VerbConfig(const CLI::App& app) : app_(app) {}
-  std::vector<CLI::ConfigItem> from_config(std::istream& input) const override {
-    std::vector<CLI::ConfigItem> items = CLI::ConfigTOML::from_config(input);
-    std::vector<std::string> verb;  // "eval", "ppl"
-    for (const CLI::App* at = &app_; !at->get_subcommands().empty(); verb.push_back(at->get_name()))
-      at = at->get_subcommands().front();
-    for (CLI::ConfigItem& item : items)
-      if (item.parents.empty()) item.parents = verb;
-    return items;
-  }
-
- private:
-  const CLI::App& app_;
-};
 
 // Two libraries read settings when they are loaded, before main; what is better for this machine is set, and
 // the program starts once more. If it cannot, it goes on as it is. Whatever the user has set stays.
@@ -74,7 +56,7 @@ int run(int argc, char** argv) {
   add_inspect(app);
   app.set_config("--config", "", "read options from a TOML file; the command line wins over it");
   app.allow_config_extras(CLI::config_extras_mode::error);
-  app.config_formatter(std::make_shared<VerbConfig>(app));
+  app.config_formatter(std::make_shared<ConfigFile>(app));
   add_plan(app);
   add_train(app);
   add_eval(app);

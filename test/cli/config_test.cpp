@@ -88,3 +88,38 @@ TEST_CASE("a run.toml of before, where negated flags meant their opposite, is st
   for (const std::string wrong : {"--no-shuffle=perhaps", "--join-documents=perhaps"})
     CHECK(folder.train(wrong, "wrong").exit_code == 2);
 }
+
+TEST_CASE("what is wrong in a file of options is said with file, line, key and remedy") {
+  const TemporaryDirectory folder;
+  const std::string file = (folder / "options.toml").string();
+  for (const auto& [text, place, what, remedy] : {
+           std::tuple{"# for\nlr=1e-3\nstepz=3\n", ":3: ", "train.stepz: no such option; did you mean steps?",
+                      "`sinklora train --help` lists the options"},
+           {"lr = 1e-3\nnothing-like-it = 3\n", ":2: ", "train.nothing-like-it: no such option;",
+            "`sinklora train --help`"},
+           {"lr = 1e-3\n[train]\n\"stepz\" = 3\n", ":3: ", "train.stepz: no such option", "steps"},
+           {"lr = 1e-3\n[other]\nsteps = 3\n", ":2: ", "[other]: no such verb", "`sinklora --help`"},
+           {"lr = 1e-3\n[eval.other]\nsteps = 3\n", ":2: ", "[eval.other]: no such verb", "`train`"},
+           {"steps = \"abc\"\n", ":1: ", "--steps: 'abc' is not a whole number", "`sinklora train --help`"},
+           {"\ndevice = 'abc'\n", ":2: ", "--device: abc not in {cpu,cuda}", "`sinklora train --help`"},
+           {"offload = perhaps\n", ":1: ", "Could not convert: --offload = perhaps",
+            "`sinklora train --help`"},
+           {"no-shuffle = perhaps\n", ":1: ", "Could not convert: --no-shuffle = perhaps",
+            "`sinklora train --help`"},
+           {"help = true\n", ":1: ", "train.help: no such option", "`sinklora train --help`"},
+           {"steps = 1\nlr = 1\nsteps = 2\n", ":1: ", "steps is set twice", ""},
+       }) {
+    CAPTURE(text);
+    write_text_atomically(file, text);
+    const auto run = run_program("train --config " + file);
+    CAPTURE(run.output);
+    CHECK(run.exit_code == 2);
+    CHECK(run.output.find("sinklora: " + file + place + what) == 0);
+    CHECK(run.output.find(remedy) != std::string::npos);
+    CHECK(std::count(run.output.begin(), run.output.end(), '\n') == 1);
+  }
+  // One file may serve several verbs.
+  write_text_atomically(file, "bytes = 300\n[corpus]\nseed = 3\n[eval.ppl]\nstride = 5\n");
+  const auto run = run_program("corpus --config " + file + " --out " + (folder / "x").string());
+  CHECK_MESSAGE(run.exit_code == 0, run.output);
+}

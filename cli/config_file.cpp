@@ -104,6 +104,12 @@ void apply(const Setting& setting, const CLI::Config& config) {
   }
 }
 
+bool said_otherwise(const CLI::Option& option) {
+  const auto excluded = option.get_excludes();
+  return option.count() > 0 ||
+         std::any_of(excluded.begin(), excluded.end(), [](const auto* other) { return other->count() > 0; });
+}
+
 }  // namespace
 
 std::vector<CLI::ConfigItem> ConfigFile::from_config(std::istream& input) const {
@@ -136,7 +142,7 @@ std::vector<CLI::ConfigItem> ConfigFile::from_config(std::istream& input) const 
                  place(section, item.name), item.fullname(),
                  close.empty() ? "" : fmt::format(" did you mean {}?", close), verb);
     }
-    if (option->empty()) settings.push_back({option, item, verb, place(section, item.name)});
+    if (!said_otherwise(*option)) settings.push_back({option, item, verb, place(section, item.name)});
   }
   // Only now: until here what options hold is what the command line said.
   for (const Setting& setting : settings) apply(setting, *this);

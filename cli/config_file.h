@@ -11,7 +11,8 @@ class ConfigFile : public CLI::ConfigTOML {
   explicit ConfigFile(CLI::App& app) : app_(app) {}
 
   // Gives the options their values itself and returns nothing: CLI11 would name neither the file nor the
-  // line of what is wrong, and knows no longer what the command line had said. Whatever that says wins.
+  // line of what is wrong, and knows no longer what the command line had said. Whatever that says wins, also
+  // over an option that excludes it.
   std::vector<CLI::ConfigItem> from_config(std::istream& input) const override;
 
  private:

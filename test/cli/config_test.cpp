@@ -89,6 +89,43 @@ TEST_CASE("a run.toml of before, where negated flags meant their opposite, is st
     CHECK(folder.train(wrong, "wrong").exit_code == 2);
 }
 
+TEST_CASE("of options that exclude each other, the command line's wins over the file's") {
+  const Folder folder;
+  const auto steps = [&](const std::string& run) {
+    const std::string metrics = read_text(folder.at(run) + "/metrics.jsonl", 1 << 20);
+    return std::count(metrics.begin(), metrics.end(), '\n');
+  };
+  REQUIRE(folder.train("--steps 2", "steps").exit_code == 0);
+  const auto epochs = folder.train_again("steps", "--epochs 0.07 --out " + folder.at("epochs"));
+  REQUIRE_MESSAGE(epochs.exit_code == 0, epochs.output);
+  CHECK(steps("epochs") > 2);
+  CHECK(line_of(folder.options_of("epochs"), "epochs") == "epochs=0.07");
+  CHECK(folder.options_of("epochs").find("\nsteps=") == std::string::npos);
+  const auto back = folder.train_again("epochs", "--steps 1 --out " + folder.at("back"));
+  REQUIRE_MESSAGE(back.exit_code == 0, back.output);
+  CHECK(steps("back") == 1);
+
+  const std::string refused = "--steps excludes --epochs";
+  const auto both = folder.train("--steps 1 --epochs 1", "both");
+  CHECK(both.exit_code == 2);
+  CHECK_MESSAGE(both.output.find(refused) != std::string::npos, both.output);
+  write_text_atomically(folder.at("both.toml"), "steps = 1\nlr = 1e-3\nepochs = 1\n");
+  const auto file = folder.train("--config " + folder.at("both.toml"), "both");
+  CHECK(file.exit_code == 2);
+  CHECK_MESSAGE(file.output.find(refused) != std::string::npos, file.output);
+  CHECK(!std::filesystem::exists(folder.at("both")));
+
+  const std::string bench =
+      "bench attention --context 40 --patterns full --device cpu --precision fp32 --warmup 0 --repeat 1 "
+      "--json - --config ";
+  write_text_atomically(folder.at("heads.toml"), "heads = 4\nkv-heads = 2\n");
+  const auto shape = run_program(bench + folder.at("heads.toml") + " --shape smollm2-135m");
+  CHECK_MESSAGE(parse_json(shape.output, "bench").at(0).at("heads") == 9, shape.output);
+  write_text_atomically(folder.at("shape.toml"), "shape = 'smollm2-135m'\n");
+  const auto heads = run_program(bench + folder.at("shape.toml") + " --heads 4 --kv-heads 2");
+  CHECK_MESSAGE(parse_json(heads.output, "bench").at(0).at("heads") == 4, heads.output);
+}
+
 TEST_CASE("what is wrong in a file of options is said with file, line, key and remedy") {
   const TemporaryDirectory folder;
   const std::string file = (folder / "options.toml").string();

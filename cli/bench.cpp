@@ -99,7 +99,8 @@ void add_step(CLI::App& bench) {
       "  sinklora bench step --shape llama2-7b --context 8192 --gpus all\n"
       "  sinklora bench step --shape llama2-7b --context 8192 --recompute cheap --profile\n"
       "  sinklora bench step --shape smollm2-135m --context 512 --device cpu --precision fp32 --json -");
-  verb->callback([options, json] {
+  verb->callback([verb, options, json] {
+    note_idle_pattern(*verb, options->attention.kind);
     work_on_ranks(
         {.device = options->device, .precision = options->precision, .gpus = options->gpus, .quiet = true},
         [&](const RankPlace& place) {

@@ -24,13 +24,15 @@ struct PerplexityCommand {
   std::filesystem::path data;
   std::string protocol = "blocks", json, gpus = "1";
   int64_t stride = 256, buckets = 16, chunk = 32;
-  bool separate_documents = false, force_tokenizer = false, cached = false;
+  bool separate_documents = false, force_tokenizer = false, cached = false, stride_given = false;
 };
 
 void check(const PerplexityCommand& c) {
   if (c.separate_documents && c.protocol != "blocks")
     fail_usage("--separate-documents is for --protocol blocks: the windows of {} are cut from the text",
                c.protocol);
+  if (c.stride_given && c.protocol == "blocks")
+    fail_usage("--stride is for --protocol sliding and distributed: blocks lie side by side");
   if (!c.cached) return;
   if (c.protocol != "blocks") fail_usage("--cache is for --protocol blocks, not {}", c.protocol);
   if (c.attention.kind != "full")
@@ -183,9 +185,11 @@ void add_eval(CLI::App& app) {
       "  sinklora eval ppl --model llama --data test.bin --context 8192 --protocol sliding --gpus all --json "
       "-\n"
       "  sinklora eval ppl --model smollm2 --data held-out --context 4096 --cache h2o --cache-budget 0.2");
-  verb->callback([command, cache] {
+  verb->callback([verb, command, cache] {
     resolve_precision(command->inference);
     command->cached = cache->get_option("--cache")->count() > 0;
+    command->stride_given = verb->get_option("--stride")->count() > 0;
+    note_idle_pattern(*verb, command->attention.kind);
     run(*command);
   });
 }

@@ -7,6 +7,8 @@
 #include <fstream>
 #include <regex>
 
+#include "comm/launch_environment.h"
+
 namespace sinklora {
 namespace {
 
@@ -134,6 +136,31 @@ CLI::Option* add_gpus(CLI::App& app, std::string& value, const std::string& help
       })
       ->capture_default_str()
       ->type_name("all|N");
+}
+
+void note_idle(const CLI::App& verb, const std::vector<std::string>& names, const std::string& because) {
+  const LaunchEnvironment launch = detect_launch(process_variables());
+  if (launch.rank != 0 || launch.launcher == "sinklora") return;  // who started the ranks has said it
+  const CLI::App* top = &verb;
+  while (top->get_parent()) top = top->get_parent();
+  const bool from_file = top->get_config_ptr() && top->get_config_ptr()->count() > 0;
+  std::vector<std::string> idle;
+  for (const std::string& name : names) {
+    const CLI::Option* option = verb.get_option(name);
+    if (option->count() > 0 &&
+        !(from_file && fmt::format("{}", fmt::join(option->results(), ",")) == option->get_default_str()))
+      idle.push_back(name);
+  }
+  if (!idle.empty())
+    fmt::print(stderr, "note: {} {} nothing with {}\n", fmt::join(idle, ", "),
+               idle.size() == 1 ? "does" : "do", because);
+}
+
+void note_idle_pattern(const CLI::App& verb, const std::string& attention) {
+  if (attention == "sf") return;
+  std::vector<std::string> idle{"--sinks", "--shifted-heads"};
+  if (attention == "full") idle.push_back("--group-ratio");
+  note_idle(verb, idle, "--attention " + attention);
 }
 
 }  // namespace sinklora

@@ -34,5 +34,10 @@ void add_device(CLI::App& app, std::string& device, std::string& precision);
 CLI::Option* accept_run(CLI::Option* directory);
 // --gpus: "all" or a number from 1 to 9999, left as text.
 CLI::Option* add_gpus(CLI::App& app, std::string& value, const std::string& help);
+// Says once, on standard error, which of `names` were given though they do nothing with `because`
+// ("--attention s2"). Where there is a --config, what has its default does not count: run.toml names all.
+void note_idle(const CLI::App& verb, const std::vector<std::string>& names, const std::string& because);
+// The same of --sinks, --shifted-heads and --group-ratio, for a pattern.
+void note_idle_pattern(const CLI::App& verb, const std::string& attention);
 
 }  // namespace sinklora

@@ -5,11 +5,25 @@
 #include <memory>
 
 #include "base/error.h"
+#include "cli/option_checks.h"
 #include "cli/train_options.h"
 #include "cli/verbs.h"
 #include "kernels/backend.h"
 
 namespace sinklora {
+namespace {
+
+void check(const CLI::App& verb, const TrainOptions& options) {
+  if (options.eval_every > 0 && options.eval_data.empty())
+    fail_usage("--eval-every {}: there is nothing to evaluate; add --eval-data, or --eval-every 0",
+               options.eval_every);
+  if (options.quiet) return;
+  note_idle_pattern(verb, options.attention.kind);
+  if (options.trainable == "full")
+    note_idle(verb, {"--lora-rank", "--lora-alpha", "--lora-targets"}, "--trainable full");
+}
+
+}  // namespace
 
 void add_train(CLI::App& app) {
   auto* verb = app.add_subcommand(
@@ -30,6 +44,7 @@ void add_train(CLI::App& app) {
       "Exit codes: 0 done, 2 wrong option, 3 broken input, 4 does not fit, 5 non-finite loss, "
       "6 a rank failed, 75 saved on a signal.");
   verb->callback([verb, options] {
+    check(*verb, *options);
     // Of two options that exclude each other, the one that holds: else the file could not be given back.
     verb->get_option(options->steps > 0 ? "--epochs" : "--steps")->configurable(false);
     // As the default is written: a list that was given would be an array.

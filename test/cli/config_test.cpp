@@ -160,3 +160,57 @@ TEST_CASE("what is wrong in a file of options is said with file, line, key and r
   const auto run = run_program("corpus --config " + file + " --out " + (folder / "x").string());
   CHECK_MESSAGE(run.exit_code == 0, run.output);
 }
+
+TEST_CASE("options that would do nothing are refused or noted, and run.toml is read without a word") {
+  const Folder folder;
+  const auto said = [](const test::ProgramRun& run, const std::string& what) {
+    return run.output.find(what) != std::string::npos;
+  };
+  const std::string eval = "eval ppl --context 64 --force-tokenizer --model '" SINKLORA_SOURCE_DIR
+                           "/assets/tiny-llama' --data " +
+                           folder.at("data") + " ";
+  write_text_atomically(folder.at("stride.toml"), "stride = 256\n");
+  for (const std::string& option : {std::string("--stride 256"), "--config " + folder.at("stride.toml")}) {
+    const auto run = run_program(eval + option);
+    CHECK(run.exit_code == 2);
+    CHECK_MESSAGE(said(run, "--protocol sliding"), run.output);
+    CHECK(run_program(eval + "--protocol sliding " + option).exit_code == 0);
+  }
+  write_text_atomically(folder.at("every.toml"), "eval-every = 1\n");
+  for (const std::string& option : {std::string("--eval-every 1"), "--config " + folder.at("every.toml")}) {
+    const auto run = folder.train("--steps 1 " + option, "every");
+    CHECK(run.exit_code == 2);
+    CHECK_MESSAGE(said(run, "add --eval-data"), run.output);
+    CHECK(!std::filesystem::exists(folder.at("every")));
+  }
+  CHECK(folder.train("--steps 1 --eval-every 0", "every").exit_code == 0);
+
+  for (const auto& [options, noted, silent] :
+       {std::tuple{"--attention s2 --sinks 4 --shifted-heads 0.5 --group-ratio 0.5",
+                   "--sinks, --shifted-heads", "--group-ratio"},
+        {"--attention full --group-ratio 0.5", "--group-ratio does nothing with --attention full", "--sinks"},
+        {"--attention fixed --sinks 8", "--sinks does nothing with --attention fixed", "--group-ratio"},
+        {"--trainable full --lora-rank 4 --lora-targets q,v",
+         "--lora-rank, --lora-targets do nothing with --trainable full", "--lora-alpha"}}) {
+    CAPTURE(options);
+    const auto run = folder.train(std::string("--steps 1 --resume never --gpus 2 ") + options, "noted");
+    CHECK_MESSAGE(run.exit_code == 0, run.output);
+    const std::string note = std::string("note: ") + noted;
+    CHECK_MESSAGE(run.output.find(note) != std::string::npos, run.output);
+    CHECK(run.output.find(note) == run.output.rfind(note));
+    CHECK_MESSAGE(!said(run, silent), run.output);
+    CHECK(!said(folder.train(std::string("--steps 1 --resume never --quiet ") + options, "noted"), "note:"));
+    std::filesystem::remove_all(folder.at("noted"));
+  }
+  CHECK(
+      said(run_program(eval + "--attention s2 --sinks 4"), "note: --sinks does nothing with --attention s2"));
+
+  const auto plain = folder.train("--steps 1", "plain");
+  CHECK_MESSAGE(!said(plain, "note:"), plain.output);
+  for (const std::string other : {"--attention s2", "--attention full", "--trainable full"}) {
+    const auto run = folder.train_again("plain", "--resume never --out " + folder.at("other") + " " + other);
+    CHECK_MESSAGE(run.exit_code == 0, run.output);
+    CHECK_MESSAGE(!said(run, "note:"), run.output);
+    std::filesystem::remove_all(folder.at("other"));
+  }
+}

@@ -36,7 +36,8 @@ int complain(const std::string& text, sinklora::ExitCode code) {
 
 constexpr const char* kExitCodes =
     "Exit codes: 0 done, 2 wrong command line, 3 broken input, 4 does not fit into memory,\n"
-    "5 non-finite loss, 6 a peer failed, 70 a defect of this program, 75 saved on a signal.";
+    "5 non-finite loss, 6 a peer failed, 70 a defect of this program, 75 saved on a signal,\n"
+    "128 + n where signal n ended a rank of --gpus (137: KILL).";
 
 // Where a verb does not name those that it has.
 void add_exit_codes(CLI::App& app) {

@@ -214,3 +214,7 @@ TEST_CASE("options that would do nothing are refused or noted, and run.toml is r
     std::filesystem::remove_all(folder.at("other"));
   }
 }
+
+TEST_CASE("help of train names the code of a rank that a signal ended") {
+  CHECK(run_program("train --help").output.find("137") != std::string::npos);
+}

@@ -133,7 +133,11 @@ CLI::App* add_retrieval(CLI::App& eval, const std::string& name, const std::stri
   verb->add_option("--tokenizer", c.tokenizer, "where the tokenizer is, if not in --model")
       ->type_name("PATH");
   auto* group = verb->add_option_group("Measurement");
-  add_count(*group, "--max-tokens", c.retrieval.max_tokens, "longest prompt, roughly", 1, 1'000'000);
+  add_count(*group, "--max-tokens", c.retrieval.max_tokens,
+            name == "passkey" ? "longest prompt, in LongLoRA's unit of 3.75 characters: with a tokenizer of "
+                                "bytes, some 4 times as many tokens"
+                              : "longest prompt, roughly",
+            1, 1'000'000);
   add_count(*group, "--interval", c.retrieval.interval, "between the lengths, and the shortest", 1,
             1'000'000);
   if (name != "topics")

@@ -218,3 +218,8 @@ TEST_CASE("options that would do nothing are refused or noted, and run.toml is r
 TEST_CASE("help of train names the code of a rank that a signal ended") {
   CHECK(run_program("train --help").output.find("137") != std::string::npos);
 }
+
+TEST_CASE("help of passkey names the unit of its lengths") {
+  CHECK(run_program("eval passkey --help").output.find("3.75 characters") != std::string::npos);
+  CHECK(run_program("eval lines --help").output.find("3.75 characters") == std::string::npos);
+}

@@ -29,9 +29,32 @@ void write_fully(int descriptor, std::span<const std::byte> bytes, const fs::pat
   }
 }
 
-// The temporary name of `path`: hidden, beside it, distinct per process.
-fs::path temporary_beside(const fs::path& path) {
-  return path.parent_path() / fmt::format(".tmp-{}-{}", path.filename().string(), ::getpid());
+// What temporary names of `path` begin with: hidden, beside it.
+std::string temporary_prefix(const fs::path& path) {
+  return fmt::format(".tmp-{}-", path.filename().string());
+}
+
+bool is_same_file(int descriptor, const fs::path& path) {
+  struct stat opened {
+  }, named{};
+  return ::fstat(descriptor, &opened) == 0 && ::lstat(path.c_str(), &named) == 0 &&
+         opened.st_dev == named.st_dev && opened.st_ino == named.st_ino;
+}
+
+// A descriptor of what `create` makes and opens under a new temporary name of `path`, which it holds locked:
+// nobody else's sweep may take it, whatever host or container its process is in. Where there are no locks it
+// is not held, and nobody can sweep. -1: it cannot be created, as errno says.
+template <class Create>
+int create_locked(const fs::path& path, fs::path& temporary, Create create) {
+  for (int64_t number = 0;; ++number) {
+    temporary = path.parent_path() / fmt::format("{}{}.{}", temporary_prefix(path), ::getpid(), number);
+    const int descriptor = create(temporary);
+    if (descriptor < 0 && errno == EEXIST) continue;
+    if (descriptor < 0) return -1;
+    const bool taken = ::flock(descriptor, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK;
+    if (!taken && ::access(temporary.c_str(), F_OK) == 0) return descriptor;
+    ::close(descriptor);  // a sweep came in between
+  }
 }
 
 }  // namespace
@@ -73,8 +96,10 @@ void ReadFile::read(int64_t offset, std::span<std::byte> out) const {
                offset);
 }
 
-AtomicFile::AtomicFile(fs::path path) : path_(std::move(path)), temporary_(temporary_beside(path_)) {
-  descriptor_ = ::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+AtomicFile::AtomicFile(fs::path path) : path_(std::move(path)) {
+  descriptor_ = create_locked(path_, temporary_, [](const fs::path& name) {
+    return ::open(name.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
+  });
   if (descriptor_ < 0) fail_input("{}: cannot create: {}", path_.string(), reason());
 }
 AtomicFile::~AtomicFile() {
@@ -84,13 +109,14 @@ AtomicFile::~AtomicFile() {
 }
 void AtomicFile::write(std::span<const std::byte> bytes) { write_fully(descriptor_, bytes, path_); }
 void AtomicFile::commit() {
+  const int lock = ::fcntl(descriptor_, F_DUPFD_CLOEXEC, 0);  // until it has its name
   const bool flushed = ::fsync(descriptor_) == 0;
   const bool closed = ::close(std::exchange(descriptor_, -1)) == 0;
-  if (!flushed || !closed || ::rename(temporary_.c_str(), path_.c_str()) != 0) {
-    const std::string why = reason();
-    ::unlink(temporary_.c_str());
-    fail_input("{}: cannot save: {}", path_.string(), why);
-  }
+  const bool renamed = flushed && closed && ::rename(temporary_.c_str(), path_.c_str()) == 0;
+  const std::string why = reason();
+  if (!renamed) ::unlink(temporary_.c_str());
+  if (lock >= 0) ::close(lock);
+  if (!renamed) fail_input("{}: cannot save: {}", path_.string(), why);
   sync_path(path_.parent_path());
 }
 
@@ -106,19 +132,26 @@ void AppendFile::write(std::string_view text) {
 
 AtomicDirectory::AtomicDirectory(fs::path path, Existing existing) : final_(std::move(path)) {
   if (!final_.has_filename()) final_ = final_.parent_path();
-  temporary_ = temporary_beside(final_);
   std::error_code error;
   if (existing == Existing::refuse && fs::exists(final_, error))
     fail_usage("{}: exists already; choose another output directory", final_.string());
   if (final_.has_parent_path()) fs::create_directories(final_.parent_path(), error);
-  fs::remove_all(temporary_, error);
-  error.clear();
-  if (!fs::create_directory(temporary_, error))
-    fail_input("{}: cannot create: {}", final_.string(), error.message());
+  remove_abandoned(final_);
+  descriptor_ = create_locked(final_, temporary_, [](const fs::path& name) {
+    if (::mkdir(name.c_str(), 0777) != 0) return -1;
+    const int descriptor = ::open(name.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (descriptor >= 0) return descriptor;
+    const int why = errno == ENOENT ? EEXIST : errno;  // gone: a sweep took it, the next name may stay
+    ::rmdir(name.c_str());
+    errno = why;
+    return -1;
+  });
+  if (descriptor_ < 0) fail_input("{}: cannot create: {}", final_.string(), reason());
 }
 AtomicDirectory::~AtomicDirectory() {
   std::error_code ignored;  // after an exchange this name has what was there before
-  fs::remove_all(temporary_, ignored);
+  if (!temporary_.empty()) fs::remove_all(temporary_, ignored);
+  ::close(descriptor_);
 }
 void AtomicDirectory::check_renamed(int result) const {
   if (result != 0) fail_input("{}: cannot save: {}", final_.string(), reason());
@@ -128,6 +161,7 @@ void AtomicDirectory::commit() {
   sync_path(temporary_);
   if (!fs::exists(final_)) {
     check_renamed(::rename(temporary_.c_str(), final_.c_str()));
+    temporary_.clear();  // the name is free for others
   } else if (::renameat2(AT_FDCWD, temporary_.c_str(), AT_FDCWD, final_.c_str(), RENAME_EXCHANGE) != 0) {
     if (errno != EINVAL && errno != ENOSYS) check_renamed(-1);
     // A file system that cannot exchange names; a kill in between leaves neither.
@@ -149,6 +183,30 @@ DirectoryLock::DirectoryLock(const fs::path& folder)
              folder.string());
 }
 DirectoryLock::~DirectoryLock() { ::close(descriptor_); }
+
+void remove_abandoned(const fs::path& path) {
+  const std::string prefix = temporary_prefix(path);
+  const fs::path folder = path.has_parent_path() ? path.parent_path() : fs::path(".");
+  std::error_code error;
+  std::vector<fs::path> found;
+  for (auto entry = fs::directory_iterator(folder, error); !error && entry != fs::directory_iterator();
+       entry.increment(error)) {
+    const std::string name = entry->path().filename().string();
+    // The rest is a process and a number. Not so with "-" in it: then it is of a file whose name begins alike.
+    if (name.size() > prefix.size() && name.starts_with(prefix) &&
+        name.find_first_not_of("0123456789.", prefix.size()) == std::string::npos)
+      found.push_back(entry->path());
+  }
+  for (const fs::path& leftover : found) {
+    const int flags = O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC;
+    int descriptor = ::open(leftover.c_str(), O_RDWR | flags);  // over NFS only writers can lock
+    if (descriptor < 0 && errno == EISDIR) descriptor = ::open(leftover.c_str(), O_RDONLY | flags);
+    if (descriptor < 0) continue;
+    if (::flock(descriptor, LOCK_EX | LOCK_NB) == 0 && is_same_file(descriptor, leftover))
+      fs::remove_all(leftover, error);
+    ::close(descriptor);
+  }
+}
 
 void remove_leftovers(const fs::path& folder, std::initializer_list<std::string_view> names) {
   std::error_code error;

@@ -67,7 +67,7 @@ class AppendFile {
 };
 
 // A folder filled under a temporary name beside `path`; commit() syncs every file in it and renames it into
-// place.
+// place. What earlier ones of this name, killed, have left is removed.
 class AtomicDirectory {
  public:
   enum class Existing : uint8_t { refuse, replace };  // replace: at one blow, by commit()
@@ -85,6 +85,7 @@ class AtomicDirectory {
   void check_renamed(int result) const;
 
   std::filesystem::path final_, temporary_;
+  int descriptor_ = -1;  // holds its lock
 };
 
 // Keeps a folder from a second process that would lock it, until it dies or ends. A file system that has no
@@ -100,6 +101,11 @@ class DirectoryLock {
  private:
   int descriptor_ = -1;
 };
+
+// Removes what writers of `path` that were killed have left beside it under temporary names. A writer holds a
+// lock of its own; where the file system has no locks, nothing is removed. Not for each of many files in a
+// folder: all of the folder is read.
+void remove_abandoned(const std::filesystem::path& path);
 
 // Removes what writers that were killed have left in `folder` under temporary names for one of these names
 // (or for names that begin so).

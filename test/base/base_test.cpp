@@ -85,6 +85,33 @@ TEST_CASE("atomic files and folders appear whole or not at all") {
   CHECK_THROWS_AS(AtomicDirectory(folder / "d"), Error);
 }
 
+TEST_CASE("a writer removes what killed ones of its name have left, and nothing else") {
+  const TemporaryDirectory folder;
+  const auto left = [&](const std::string& name) { return std::filesystem::exists(folder / name); };
+  AtomicDirectory other(folder / "d");  // another writer of the same name, under way
+  AtomicFile file(folder / "f");
+  for (const char* name : {".tmp-d-17", ".tmp-d-17.0", ".tmp-d-old-17.0", ".tmp-d", "d-17"})
+    std::filesystem::create_directory(folder / name);
+  std::ofstream(folder / ".tmp-d-17.0/weights") << "x";
+  std::ofstream(folder / ".tmp-f-17.0") << "x";
+  const AtomicDirectory directory(folder / "d");
+  CHECK(!left(".tmp-d-17"));
+  CHECK(!left(".tmp-d-17.0"));
+  CHECK(std::filesystem::exists(other.path()));
+  CHECK(directory.path() != other.path());
+  for (const char* name : {".tmp-d-old-17.0", ".tmp-d", "d-17", ".tmp-f-17.0"}) CHECK(left(name));
+
+  remove_abandoned(folder / "f");
+  CHECK(!left(".tmp-f-17.0"));
+  file.write("whole");
+  file.commit();
+  other.commit();
+  remove_abandoned(folder / "d");
+  CHECK(read_text(folder / "f", 10) == "whole");
+  CHECK(left("d"));
+  CHECK(std::filesystem::exists(directory.path()));
+}
+
 TEST_CASE("a locked folder keeps a second writer out, until the first one ends") {
   const TemporaryDirectory folder;
   {

@@ -23,7 +23,7 @@ void run(const Arguments& a) {
   if (a.shortest > a.longest) fail_usage("--shortest {} is above --longest {}", a.shortest, a.longest);
   for (const auto& book : a.books)
     if (std::error_code error; std::filesystem::equivalent(book, a.out, error))
-      fail_usage("--out {}: is one of --books, and would be replaced", a.out);
+      fail_usage("--out {}: is one of --books; choose another output file", a.out);
   const auto seed = static_cast<uint64_t>(a.seed);
   const CorpusOptions options{seed, a.shortest, a.longest};
   CorpusSize size;
@@ -48,7 +48,7 @@ void add_corpus(CLI::App& app) {
   const auto arguments = std::make_shared<Arguments>();
   Arguments& a = *arguments;
   CLI::App& verb = *app.add_subcommand("corpus", "make synthetic long documents to try a fine-tuning with");
-  verb.add_option("--out", a.out, "the file to write; a folder for --format text")
+  verb.add_option("--out", a.out, "the file to write; a folder for --format text; must not exist")
       ->required()
       ->type_name("PATH");
   add_choice(

@@ -141,9 +141,18 @@ FactMention last_mention_near(const SyntheticDocument& document, double place) {
   });
 }
 
+// The place for a new file: what is there is not overwritten, what a killed run left beside it goes.
+std::filesystem::path unused(const std::filesystem::path& path) {
+  std::error_code error;
+  if (std::filesystem::exists(std::filesystem::symlink_status(path, error)))
+    fail_usage("{}: exists already; choose another output file, or remove this one", path.string());
+  remove_abandoned(path);
+  return path;
+}
+
 // One array with an element a line.
 void write_json_array(const std::filesystem::path& path, const std::function<std::optional<Json>()>& next) {
-  AtomicFile file(path);
+  AtomicFile file(unused(path));
   file.write("[");
   const char* between = "\n";
   while (const std::optional<Json> element = next()) {
@@ -199,7 +208,7 @@ CorpusSize write_synthetic_corpus(const std::filesystem::path& out, CorpusFormat
       write_text_atomically(folder.path() / fmt::format("{:06}.txt", done.documents - 1), document->text);
     folder.commit();
   } else if (format == CorpusFormat::jsonl) {
-    AtomicFile file(out);
+    AtomicFile file(unused(out));
     while (const auto document = next()) file.write(Json{{"text", document->text}}.dump() + "\n");
     file.commit();
   } else {

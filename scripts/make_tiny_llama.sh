@@ -11,7 +11,7 @@ model=assets/tiny-llama  # its config.json and tokenizer_config.json say what to
 run=build/tiny-llama
 mkdir -p "$run"
 
-"$program" corpus --out "$run/short.jsonl" --bytes 12M --seed 11 --shortest 200 --longest 800
+[ -e "$run/short.jsonl" ] || "$program" corpus --out "$run/short.jsonl" --bytes 12M --seed 11 --shortest 200 --longest 800
 "$program" tokenize --tokenizer byte --input "$run/short.jsonl" --context 256 --out "$run/shards"
 
 train() { # OUT STEPS and further options

@@ -26,6 +26,22 @@ TEST_CASE("corpus writes the same bytes for the same seed, and nothing else is l
   CHECK(std::distance(std::filesystem::directory_iterator(folder.path()), {}) == 3);
 }
 
+TEST_CASE("corpus overwrites nothing, and clears up what a killed one has left") {
+  const TemporaryDirectory folder;
+  const std::string out = (folder / "a.json").string();
+  write_text_atomically(folder / ".tmp-a.json-17.0", "half");
+  REQUIRE(run_program("corpus --bytes 3k --out '" + out + "'").exit_code == 0);
+  CHECK(std::distance(std::filesystem::directory_iterator(folder.path()), {}) == 1);
+  const std::string before = read_text(out, 100'000);
+  for (const std::string format : {"jsonl", "alpaca", "text"}) {
+    CAPTURE(format);
+    const auto run = run_program("corpus --seed 2 --bytes 3k --format " + format + " --out '" + out + "'");
+    CHECK(run.exit_code == 2);
+    CHECK(run.output.find("a.json: exists already; choose another output") != std::string::npos);
+    CHECK(read_text(out, 100'000) == before);
+  }
+}
+
 TEST_CASE("a run's own run.toml starts the next one, whether steps or epochs were given") {
   const TemporaryDirectory folder;
   const auto at = [&](const std::string& name) { return (folder / name).string(); };

@@ -116,7 +116,11 @@ void inspect_dataset(const fs::path& path, const InspectOptions& options, const 
 }
 
 std::string verify_dataset(const std::filesystem::path& path) {
-  if (is_stream(path)) return TokenStream(path).describe();  // any 16 bits are an id
+  if (is_stream(path)) {  // any 16 bits are an id
+    const TokenStream stream(path);
+    stream.expect_whole();
+    return stream.describe();
+  }
   const auto dataset = open_dataset(path, {0, 0, true, "", true});
   for (int64_t i = 0; i < dataset->size(); ++i) dataset->read(i);
   return dataset->describe();

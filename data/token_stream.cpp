@@ -49,6 +49,13 @@ std::vector<int32_t> TokenStream::read(int64_t offset, int64_t count, int64_t vo
   return ids;
 }
 
+void TokenStream::expect_whole() const {
+  if (size_ == 0) fail_input("{}: holds no token", path().string());
+  if (rest_bytes_ % token_bytes_ != 0)
+    fail_input("{}: ends inside a token of {} bytes; it is cut off, or no token stream", path().string(),
+               token_bytes_);
+}
+
 std::string TokenStream::describe() const {
   std::string text = header_bytes_ > 0 ? fmt::format("llm.c token stream of uint{}", 8 * token_bytes_)
                                        : std::string("headerless token stream of uint16");

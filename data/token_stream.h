@@ -20,6 +20,8 @@ class TokenStream {
   // Tokens [offset, offset + count); ids outside [0, vocab_size) are refused (0: unknown, any id goes).
   std::vector<int32_t> read(int64_t offset, int64_t count, int64_t vocab_size) const;
   int64_t token_bytes() const { return token_bytes_; }
+  // Throws Error(input) where it holds no token, or half of one at the end.
+  void expect_whole() const;
   std::string describe() const;  // what the format is, and a half token at the end if there is one
   const std::filesystem::path& path() const { return file_.path(); }
 

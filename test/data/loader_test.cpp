@@ -5,6 +5,7 @@
 #include <map>
 
 #include "data/dataset.h"
+#include "data/inspect_dataset.h"
 #include "data/token_stream.h"
 #include "test/data/fixtures.h"
 #include "test/temporary.h"
@@ -138,6 +139,17 @@ TEST_CASE("LongLoRA's stream: consecutive samples of context tokens, each scored
                        doctest::Contains("uint16"), Error);
   const auto small = open_dataset(folder / "s.bin", {5, 31004, true, "", false});
   CHECK_THROWS_WITH_AS(small->read(0), doctest::Contains("token 31004 at position 4"), Error);
+}
+
+TEST_CASE("verify: an empty stream of tokens and one that ends inside a token are broken") {
+  const TemporaryDirectory folder;
+  write_file(folder / "s.bin", bytes_of({7, 8}));
+  CHECK(verify_dataset(folder / "s.bin").find("2 tokens") != std::string::npos);
+  write_file(folder / "s.bin", bytes_of({7, 8}) + "x");
+  CHECK_THROWS_WITH_AS(verify_dataset(folder / "s.bin"), doctest::Contains("ends inside a token of 2 bytes"),
+                       Error);
+  write_file(folder / "s.bin", "");
+  CHECK_THROWS_WITH_AS(verify_dataset(folder / "s.bin"), doctest::Contains("holds no token"), Error);
 }
 
 TEST_CASE("llm.c's token files are known by their magic") {

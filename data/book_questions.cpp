@@ -6,6 +6,7 @@
 
 #include "base/error.h"
 #include "base/files.h"
+#include "data/documents.h"
 #include "data/draws.h"
 #include "data/word_pairs.h"
 
@@ -61,7 +62,8 @@ BookQuestions::BookQuestions(std::span<const std::filesystem::path> books, const
   if (options.asked < 1 || options.asked > options.facts)
     fail_usage("{} of {} facts asked for: wanted 1 to {}", options.asked, options.facts, options.facts);
   for (const std::filesystem::path& book : books) {
-    const std::string text = read_text(book, kLongestBook);
+    std::string text = read_text(book, kLongestBook);
+    expect_text(text, book);
     const auto printed = std::find_if_not(text.begin(), text.end(), is_space);
     if (printed == text.end()) fail_input("{}: no text in it", book.string());
     text_.append(printed, text.end());

@@ -4,9 +4,7 @@
 #include "data/utf8.h"
 
 namespace sinklora {
-namespace {
 
-// What another encoding, an archive or a shard would make of itself is not worth learning.
 void expect_text(std::string& text, const std::filesystem::path& path) {
   if (text.starts_with("\xef\xbb\xbf")) text.erase(0, 3);  // a byte-order mark
   if (is_utf8(text) && text.find('\0') == std::string::npos) return;
@@ -15,8 +13,6 @@ void expect_text(std::string& text, const std::filesystem::path& path) {
   fail_input("{}: byte {} is no UTF-8 text; convert it (iconv -f LATIN1 -t UTF-8), or leave the file away",
              path.string(), at);
 }
-
-}  // namespace
 
 RecordSource::RecordSource(std::vector<std::filesystem::path> inputs, bool all_json,
                            const RecordPosition& start)

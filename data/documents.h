@@ -12,6 +12,10 @@
 
 namespace sinklora {
 
+// Throws Error(input) where a file's content is not UTF-8 text without NUL: what another encoding, an archive or
+// a shard would make of itself is not worth learning. A byte-order mark is taken off.
+void expect_text(std::string& text, const std::filesystem::path& path);
+
 // Where a record lies; a source can be started again there.
 struct RecordPosition {
   int64_t input = 0;   // number of the input file; the number of inputs means the end

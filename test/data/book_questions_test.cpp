@@ -142,6 +142,13 @@ TEST_CASE("books: short ones go round, multi-byte text stays whole, empty ones a
   const std::vector<fs::path> empty{folder / "short", folder / "empty"};
   CHECK_THROWS_WITH_AS(BookQuestions(empty, {}), doctest::Contains("empty: no text"), Error);
   CHECK_THROWS_AS(BookQuestions(books, {.facts = 0}), Error);
+  for (const std::string& bad : {std::string("Gr\xf6\xdf"
+                                             "e"),
+                                 std::string("a\0b", 3)}) {
+    write_file(folder / "bad", bad);
+    const std::vector<fs::path> other{folder / "short", folder / "bad"};
+    CHECK_THROWS_WITH_AS(BookQuestions(other, {}), doctest::Contains("is no UTF-8 text"), Error);
+  }
 }
 
 TEST_CASE("program: corpus --books writes as many instruction records as asked for") {

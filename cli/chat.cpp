@@ -33,6 +33,7 @@ ChatTemplate template_of(const ChatCommand& c, const Tokenizer& tokenizer) {
 void run(ChatCommand& c) {
   ChatOptions options{
       .system = c.system, .sampling = sampling_options(c.generation), .stops = c.generation.stops};
+  expect_model_directory(c.inference.model);  // before its tokenizer is missed
   const auto tokenizer = open_tokenizer(c.tokenizer.empty() ? c.inference.model : c.tokenizer);
   options.form = template_of(c, *tokenizer);
   note_missing_token(options.form, *tokenizer);

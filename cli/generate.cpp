@@ -34,6 +34,7 @@ void write_logits(const GenerateCommand& c, Llama& model, const std::vector<int3
 
 void run(GenerateCommand& c) {
   Sampler sampler(sampling_options(c.generation));
+  expect_model_directory(c.inference.model);  // before its tokenizer is missed
   const auto tokenizer = open_tokenizer(c.tokenizer.empty() ? c.inference.model : c.tokenizer);
   TextStream stream(*tokenizer, c.generation.stops);
   const std::string prompt = c.prompt_file.empty() ? c.prompt : read_text(c.prompt_file, kMostPromptBytes);

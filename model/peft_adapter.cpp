@@ -129,6 +129,14 @@ Json read_adapter_json(const fs::path& directory) {
   return read_json(directory / kConfigFile, kMaxConfigBytes);
 }
 
+// Where a model is taken for an adapter, what to do with it is said.
+void expect_adapter(const fs::path& directory) {
+  std::error_code error;
+  if (!fs::exists(directory / kConfigFile, error) && !error && fs::exists(directory / "config.json", error))
+    fail_input("{}: is no adapter but a model (of a run that trained every weight?): give it as --model",
+               directory.string());
+}
+
 using Shapes = std::map<std::string, std::vector<int64_t>>;
 
 // What is in the adapter must fit the base. Rows beyond the base's vocabulary are cut off where `embed_rows`
@@ -289,6 +297,7 @@ bool holds_tied_matrix(const Adapter& adapter) {
 }  // namespace
 
 AdapterLayout read_adapter_layout(const fs::path& directory) {
+  expect_adapter(directory);
   const Json json = read_adapter_json(directory);
   AdapterSettings settings = parse_adapter_config(json, (directory / kConfigFile).string());
   return layout_of(SafetensorsFile(weights_path(directory)), std::move(settings));
@@ -298,6 +307,7 @@ Adapter read_adapter(const fs::path& directory, const LlamaConfig& base, const s
   const std::string config_source = (directory / kConfigFile).string();
   if (!embed_rows.empty() && embed_rows != "drop" && embed_rows != "keep")
     fail_usage("--embed-rows: '{}' is not understood; wanted drop or keep", embed_rows);
+  expect_adapter(directory);
   verify_sums(directory, {kConfigFile, kWeightsFile, kRunInfoFile});
   Adapter adapter;
   adapter.config = read_adapter_json(directory);

@@ -244,6 +244,47 @@ TEST_CASE("the verbs merge, export and verify") {
   CHECK(output(folder).find("not recognised") != std::string::npos);
 }
 
+TEST_CASE("an adapter, a model and a run in place of one another are told apart") {
+  const TemporaryDirectory folder;
+  const std::string base = golden("peft/base").string(), adapter = golden("peft/longlora").string();
+  const auto make_run = [&](const std::string& name, const std::string& content) {
+    fs::create_directory(folder / name);
+    fs::copy(content, folder / name / "step-00000001");
+    write_text_atomically(folder / name / "latest", "step-00000001\n");
+    return (folder / name).string();
+  };
+  const std::string tuned = make_run("tuned", adapter), full = make_run("full", base);
+  const auto said = [&](const std::string& verb, const std::string& model, const std::string& lora) {
+    CHECK(run(folder, fmt::format("{} --model {}{} --out {}", verb, model,
+                                  lora.empty() ? "" : " --adapter " + lora, (folder / "made").string())) ==
+          3);
+    return output(folder);
+  };
+  for (const std::string& lora : {full, base}) {
+    const std::string text = said("merge", base, lora);
+    CHECK_MESSAGE(
+        text.find("is no adapter but a model (of a run that trained every weight?): give it as --model") !=
+            std::string::npos,
+        text);
+  }
+  for (const std::string& model : {tuned, adapter})
+    for (const std::string verb : {"merge", "export"}) {
+      const std::string text = said(verb, model, verb == "merge" ? adapter : "");
+      CHECK_MESSAGE(
+          text.find("is an adapter: give it as --adapter, with its base as --model") != std::string::npos,
+          text);
+    }
+  CHECK(said("merge", full, adapter)
+            .find("is a run: give its checkpoint " + full + "/step-00000001 as --model") !=
+        std::string::npos);
+  for (const std::string verb : {"generate --prompt x", "chat"}) {
+    run(folder, verb + " --model " + (folder / "nowhere").string());
+    CHECK(output(folder).find("nowhere: does not exist") != std::string::npos);
+    run(folder, verb + " --model " + folder.path().string());
+    CHECK(output(folder).find("holds no config.json") != std::string::npos);
+  }
+}
+
 TEST_CASE("verify: not-a-number is found wherever it is") {
   const TemporaryDirectory folder;
   write_safetensors(

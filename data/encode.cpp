@@ -61,7 +61,8 @@ void DocumentEncoder::encode_instruction(const Json& json, const std::string& pl
 void DocumentEncoder::encode_chat(const Json& json, const std::string& place,
                                   EncodedDocument& document) const {
   const auto list = json.find("messages");
-  if (list == json.end() || !list->is_array()) fail_input("{}: \"messages\" is no list", place);
+  if (list == json.end()) fail_input("{}: \"messages\" is missing", place);
+  if (!list->is_array()) fail_input("{}: \"messages\" is no list", place);
   std::vector<Message> messages;
   for (const Json& message : *list) {
     if (!message.is_object()) fail_input("{}: a message is no object", place);

@@ -235,7 +235,9 @@ TokenizeSummary tokenize_files(const Tokenizer& tokenizer, const TokenizeOptions
     write_shards(tokenizer, options, info, megabytes_before(description), run);
     if (run.shards().empty()) {
       run.discard();
-      fail_input("{}: nothing to be scored in it; no shard was written", options.inputs[0].string());
+      fail_input(
+          "{}: nothing to be scored in {}; no shard was written", options.inputs[0].string(),
+          options.inputs.size() == 1 ? "it" : fmt::format("it and {} more", options.inputs.size() - 1));
     }
     run.finish(manifest(summarize(run), info, description));
   }

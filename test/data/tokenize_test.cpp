@@ -205,6 +205,22 @@ TEST_CASE("broken records are errors that name file and record") {
                        Error);
 }
 
+TEST_CASE("inputs with nothing to be scored are counted, and leave no directory") {
+  const TemporaryDirectory folder;
+  TokenizeOptions options;
+  options.encode.context = 8;
+  options.out = folder / "out";
+  options.show_progress = false;
+  for (const char* name : {"a.txt", "b.txt", "c.txt"})
+    write_file(options.inputs.emplace_back(folder / name), "");
+  CHECK_THROWS_WITH_AS(tokenize_files(PairTokenizer(), options),
+                       doctest::Contains("a.txt: nothing to be scored in it and 2 more; no shard"), Error);
+  options.inputs.resize(1);
+  CHECK_THROWS_WITH_AS(tokenize_files(PairTokenizer(), options),
+                       doctest::Contains("a.txt: nothing to be scored in it; no shard"), Error);
+  CHECK(!fs::exists(options.out));
+}
+
 TEST_CASE("the number of threads changes no byte") {
   const TemporaryDirectory folder(memory_folder());
   const PairTokenizer tokenizer;

@@ -45,6 +45,7 @@ TokenizeRun::TokenizeRun(fs::path out, Json run)
     : out_(std::move(out)), work_(out_ / ".tmp-tokenize"), run_(std::move(run)) {
   std::error_code error;
   created_ = fs::create_directories(out_, error);
+  if (error && !fs::exists(out_)) fail_input("{}: cannot create: {}", out_.string(), error.message());
   lock_.emplace(out_);
   if (fs::exists(out_ / kUnfinishedState)) {
     read_state();

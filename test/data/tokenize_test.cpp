@@ -221,6 +221,18 @@ TEST_CASE("inputs with nothing to be scored are counted, and leave no directory"
   CHECK(!fs::exists(options.out));
 }
 
+TEST_CASE("where the output directory cannot be made, the cause is said") {
+  const TemporaryDirectory folder;
+  fs::create_directory(folder / "closed");
+  fs::permissions(folder / "closed", fs::perms::owner_read | fs::perms::owner_exec);
+  if (::access((folder / "closed").c_str(), W_OK) == 0) return;  // root may write everywhere
+  TokenizeOptions options;
+  write_file(options.inputs.emplace_back(folder / "a.txt"), "text");
+  options.out = folder / "closed/out";
+  CHECK_THROWS_WITH_AS(tokenize_files(PairTokenizer(), options),
+                       doctest::Contains("closed/out: cannot create: Permission denied"), Error);
+}
+
 TEST_CASE("the number of threads changes no byte") {
   const TemporaryDirectory folder(memory_folder());
   const PairTokenizer tokenizer;

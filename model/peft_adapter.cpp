@@ -137,6 +137,22 @@ void expect_adapter(const fs::path& directory) {
                directory.string());
 }
 
+// Two tensors of a file hold the same numbers.
+bool are_equal(const SafetensorsFile& file, const TensorInfo& a, const TensorInfo& b) {
+  constexpr int64_t kPiece = int64_t{1} << 20;
+  if (a.shape != b.shape || a.dtype != b.dtype || !a.foreign_dtype.empty() || !b.foreign_dtype.empty())
+    return false;
+  std::vector<float> of_a, of_b;
+  for (int64_t at = 0; at < a.elements(); at += kPiece) {
+    for (auto* values : {&of_a, &of_b})
+      values->resize(static_cast<size_t>(std::min(kPiece, a.elements() - at)));
+    file.read(a, at, of_a);
+    file.read(b, at, of_b);
+    if (of_a != of_b) return false;
+  }
+  return true;
+}
+
 using Shapes = std::map<std::string, std::vector<int64_t>>;
 
 // What is in the adapter must fit the base. Rows beyond the base's vocabulary are cut off where `embed_rows`
@@ -300,7 +316,13 @@ AdapterLayout read_adapter_layout(const fs::path& directory) {
   expect_adapter(directory);
   const Json json = read_adapter_json(directory);
   AdapterSettings settings = parse_adapter_config(json, (directory / kConfigFile).string());
-  return layout_of(SafetensorsFile(weights_path(directory)), std::move(settings));
+  const SafetensorsFile file(weights_path(directory));
+  AdapterLayout layout = layout_of(file, std::move(settings));
+  // Embedding and head of a base that ties them are one matrix, written twice.
+  const TensorInfo* embedding = file.find(std::string(kPrefix) + "model.embed_tokens.weight");
+  const TensorInfo* head = file.find(std::string(kPrefix) + "lm_head.weight");
+  if (embedding && head && are_equal(file, *embedding, *head)) layout.parameters -= head->elements();
+  return layout;
 }
 
 Adapter read_adapter(const fs::path& directory, const LlamaConfig& base, const std::string& embed_rows) {

@@ -49,7 +49,7 @@ struct AdapterLayout {
   AdapterSettings settings;
   std::vector<Module> modules;       // by layer, then in the order of kLinearNames
   std::vector<TensorInfo> replaced;  // names as in the base
-  int64_t parameters = 0;
+  int64_t parameters = 0;            // a head that is the embedding once more is not counted
 };
 AdapterLayout read_adapter_layout(const std::filesystem::path& directory);
 

@@ -173,9 +173,12 @@ TEST_CASE(
     return read_json(folder / "adapter_config.json").value("ensure_weight_tying", false);
   };
   CHECK(!tied());  // two different matrices
+  const int64_t apart = read_adapter_layout(folder.path()).parameters;
   adapter.replaced.at("lm_head.weight").data = adapter.replaced.at("model.embed_tokens.weight").data;
   CHECK(tied());
   CHECK(read_adapter(folder.path(), base_config("base_tied")).replaced.size() == 2);
+  const auto& shape = adapter.replaced.at("lm_head.weight").shape;
+  CHECK(read_adapter_layout(folder.path()).parameters == apart - shape.at(0) * shape.at(1));
   adapter.replaced.erase("lm_head.weight");
   CHECK(!tied());
 }

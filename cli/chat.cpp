@@ -37,12 +37,17 @@ void run(ChatCommand& c) {
   const auto tokenizer = open_tokenizer(c.tokenizer.empty() ? c.inference.model : c.tokenizer);
   options.form = template_of(c, *tokenizer);
   note_missing_token(options.form, *tokenizer);
-  if (c.inference.context == 0)
-    c.inference.context =
-        std::min(ModelDirectory(c.inference.model).config().max_positions, kMostDefaultContext);
+  if (c.inference.context == 0) {
+    const LlamaConfig config = ModelDirectory(c.inference.model).config();
+    int64_t reach = config.max_positions;
+    if (config.rope.type == RopeScaling::Type::linear)
+      reach = static_cast<int64_t>(static_cast<double>(reach) * config.rope.factor);
+    if (!c.inference.adapter.empty()) reach = std::max(reach, read_run_info(c.inference.adapter).context);
+    c.inference.context = std::min(reach, kMostDefaultContext);
+  }
   const KvCachePolicy policy = make_cache_policy(c.generation.cache, c.inference.context);
   c.inference.chunk = kPromptChunk;
-  c.inference.notes_scaling = true;
+  c.inference.notes = true;
   const LoadedModel loaded = load_for_inference(c.inference);
   options.generate = {c.generation.max_new_tokens, end_of_text_ids(loaded.llama->config(), c.inference.model),
                       InterruptGuard::flag()};

@@ -1,6 +1,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 #include <memory>
 
 #include "cli/cache_options.h"
@@ -100,6 +101,7 @@ void report(const PerplexityCommand& c, const Perplexity& result, const RopeScal
 void run_on(const PerplexityCommand& c, Ops& ops, Communicator& ranks) {
   InferenceOptions inference = c.inference;
   if (c.cached) inference.chunk = c.chunk * inference.batch;
+  inference.notes = ranks.rank() == 0;
   const auto model = load_for_inference(inference, ops);
   // The windows of other protocols are cut from the text, whatever rows the shards have.
   const bool any_rows = c.protocol != "blocks" && c.data.extension() != ".bin";
@@ -115,6 +117,10 @@ void run_on(const PerplexityCommand& c, Ops& ops, Communicator& ranks) {
                                      .show_progress = first && c.json != "-",
                                      .ranks = &ranks});
   if (first) report(c, result, model->config().rope, dataset->hash());
+  if (!std::isfinite(result.nll))
+    fail(ExitCode::non_finite,
+         "{}: the loss is not finite: the weights hold numbers that are none, or overflow {}",
+         inference.model.string(), inference.precision);
 }
 
 void run(const PerplexityCommand& c) {

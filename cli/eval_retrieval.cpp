@@ -110,7 +110,9 @@ void run(RetrievalCommand& c) {
   const KvCachePolicy policy = make_cache_policy(c.cache, c.inference.context);
   const auto work = [&](const RankPlace& place) {
     agree(place.ranks, {{"commit", built_commit()}}, "before evaluating");
-    const auto model = load_for_inference(c.inference, *place.ops);
+    InferenceOptions inference = c.inference;
+    inference.notes = place.ranks.rank() == 0;
+    const auto model = load_for_inference(inference, *place.ops);
     CachedSession session(*model, policy);
     const bool first = place.ranks.rank() == 0;
     const auto cells = measure_retrieval(session, task, c.retrieval, first && c.json != "-", &place.ranks);

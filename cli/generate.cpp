@@ -46,7 +46,7 @@ void run(GenerateCommand& c) {
                prompt_tokens, c.inference.context);
   const KvCachePolicy policy = make_cache_policy(c.generation.cache, c.inference.context);
   if (c.logits.empty()) c.inference.chunk = kPromptChunk;  // else one pass gives the logits of all tokens
-  c.inference.notes_scaling = true;
+  c.inference.notes = true;
   const LoadedModel loaded = load_for_inference(c.inference);
   if (!c.logits.empty()) write_logits(c, *loaded.llama, ids);
 

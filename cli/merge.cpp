@@ -58,6 +58,8 @@ void add_merge(CLI::App& app) {
     merge.max_shard_bytes = options->max_shard;
     if (options->dtype != "keep") merge.dtype = parse_weights_dtype(options->dtype);
     const AdapterRunInfo run = read_run_info(options->adapter);
+    merge.context = run.context;
+    note_other_base(options->adapter, options->model);
     merge.rope =
         options->rope.empty() ? run.rope : parse_rope_scaling(options->rope, base.config(), run.context);
     const MergeReport report = merge_adapter(base, adapter, options->out, merge);

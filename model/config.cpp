@@ -420,6 +420,11 @@ RopeScaling parse_rope_scaling(const std::string& text, const LlamaConfig& confi
   return scaling;
 }
 
+int64_t trained_reach(const LlamaConfig& config, int64_t context) {
+  return config.rope.type == RopeScaling::Type::none ? std::max(config.max_positions, context)
+                                                     : config.max_positions;
+}
+
 std::string describe(const RopeScaling& scaling) {
   if (scaling.type == RopeScaling::Type::none) return "none";
   return fmt::format("{} x{}", type_word(scaling.type), scaling.factor);

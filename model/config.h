@@ -69,5 +69,7 @@ Json rope_object(const RopeScaling& scaling);  // null for none
 // than before.) Throws Error(usage) where the model's own scaling is of another type and does not reach.
 RopeScaling parse_rope_scaling(const std::string& text, const LlamaConfig& config, int64_t context);
 std::string describe(const RopeScaling& scaling);  // "linear x4"
+// max_positions of a model after training at `context`: without scaling the angles up to there are its own now.
+int64_t trained_reach(const LlamaConfig& config, int64_t context);
 
 }  // namespace sinklora

@@ -23,7 +23,7 @@ RopeScaling scaling_in_force(const InferenceOptions& options, const LlamaConfig&
   if (options.rope_scaling == "auto" && !options.adapter.empty())
     if (const AdapterRunInfo info = read_run_info(options.adapter); info.rope) return *info.rope;
   const RopeScaling scaling = parse_rope_scaling(options.rope_scaling, config, options.context);
-  if (options.notes_scaling && options.rope_scaling == "auto" && scaling != config.rope)
+  if (options.notes && options.rope_scaling == "auto" && scaling != config.rope)
     fmt::print(stderr,
                "note: a context of {} is beyond the model's {} positions: RoPE {} (--rope-scaling none keeps "
                "its own)\n",
@@ -39,6 +39,7 @@ std::unique_ptr<Llama> load_for_inference(const InferenceOptions& options, Ops& 
   config.rope = scaling_in_force(options, config);
   Adapter adapter;
   if (!options.adapter.empty()) adapter = read_adapter(options.adapter, config);
+  if (!options.adapter.empty() && options.notes) note_other_base(options.adapter, options.model);
   ModelOptions model;
   model.adapters = adapter_specs(adapter);
   model.untie_head = unties_head(adapter, config);

@@ -12,9 +12,9 @@ namespace sinklora {
 struct InferenceOptions {
   std::filesystem::path model, adapter;  // adapter: "" for none
   std::string rope_scaling = "auto";     // auto: as the adapter was trained, else as --context asks
-  // Says on standard error when the context alone changes the angles: the model then computes other numbers than
-  // with a shorter one.
-  bool notes_scaling = false;
+  // Says on standard error when the context alone changes the angles (the model then computes other numbers than
+  // with a shorter one), and when the adapter was trained on another model.
+  bool notes = false;
   std::string device = "cpu", precision = "fp32";
   int64_t context = 0;  // longest sequence, tokens
   int64_t batch = 1;    // sequences at once

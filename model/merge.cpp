@@ -177,6 +177,7 @@ LlamaConfig merged_config(const ModelDirectory& base, const Adapter& adapter, co
   config.tied_embeddings = still_tied(base, adapter, stored_dtype(base, kEmbedding, options));
   if (options.dtype) config.dtype = *options.dtype;
   if (options.rope) config.rope = *options.rope;
+  config.max_positions = trained_reach(config, options.context);
   for (const char* name : {kEmbedding, kHead})
     if (const auto found = adapter.replaced.find(name); found != adapter.replaced.end())
       config.vocab_size = std::max(config.vocab_size, found->second.shape.at(0));

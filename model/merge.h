@@ -17,6 +17,7 @@ struct MergeOptions {
   std::optional<DType> dtype;  // of all weights; empty: each tensor keeps the base's
   int64_t max_shard_bytes = kDefaultShardBytes;
   std::optional<RopeScaling> rope;  // of the adapter's training run; empty: the base's
+  int64_t context = 0;              // of that run; 0: not known
 };
 
 struct MergeReport {

@@ -383,15 +383,24 @@ AdapterRunInfo read_run_info(const fs::path& adapter_directory) {
   const JsonFields fields(json, path.string());
   info.context = fields.integer_or("context", 0, 1, int64_t{1} << 40);
   // 0: this file is ours and names the original context wherever the formula needs it.
+  info.base = fields.given("base_weights") ? fields.text("base_weights") : "";
   if (fields.has("rope_scaling"))
     info.rope = parse_rope_object(json["rope_scaling"], 0, path.string() + ": rope_scaling");
   return info;
+}
+
+void note_other_base(const fs::path& adapter, const fs::path& model) {
+  const std::string trained_on = read_run_info(adapter).base;
+  if (!trained_on.empty() && trained_on != weights_identity(model))
+    fmt::print(stderr, "note: {} was trained on other weights, or another type of them, than {} holds\n",
+               adapter.string(), model.string());
 }
 
 void write_run_info(const fs::path& adapter_directory, const AdapterRunInfo& info) {
   Json json = Json::object();
   if (info.rope) json["rope_scaling"] = rope_object(*info.rope);
   if (info.context != 0) json["context"] = info.context;
+  if (!info.base.empty()) json["base_weights"] = info.base;
   write_text_atomically(adapter_directory / kRunInfoFile, json.dump(2) + "\n");
 }
 

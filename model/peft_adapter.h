@@ -58,10 +58,13 @@ AdapterLayout read_adapter_layout(const std::filesystem::path& directory);
 struct AdapterRunInfo {
   std::optional<RopeScaling> rope;  // empty: the file does not say; Type::none: trained without scaling
   int64_t context = 0;              // 0: not known
+  std::string base = {};            // weights_identity() of what it was trained on; "": not known
 };
 AdapterRunInfo read_run_info(
     const std::filesystem::path& adapter_directory);  // empty when there is no such file
 void write_run_info(const std::filesystem::path& adapter_directory, const AdapterRunInfo& info);
+// Says on standard error that the adapter's run info names other weights than the model's.
+void note_other_base(const std::filesystem::path& adapter_directory, const std::filesystem::path& model);
 
 // Writes both files into an existing directory. One alpha for all modules (scale = alpha / rank).
 // modules_to_save is derived from `adapter.replaced`.

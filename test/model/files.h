@@ -1,6 +1,8 @@
 // Building blocks of the tests of model files.
 #pragma once
 
+#include <doctest/doctest.h>
+
 #include <cstring>
 #include <fstream>
 #include <string>
@@ -22,6 +24,10 @@ std::string error_of(Call call, ExitCode code = ExitCode::input) {
     return error.code == code ? error.what() : std::string("wrong exit code: ") + error.what();
   }
   return "";
+}
+
+inline void check_contains(const std::string& text, const std::string& part) {
+  CHECK_MESSAGE(text.find(part) != std::string::npos, text);
 }
 
 inline void write_bytes(const std::filesystem::path& path, const std::string& bytes) {

@@ -54,10 +54,6 @@ void write_model(const fs::path& directory, const LlamaConfig& config,
 std::string open_error(const fs::path& directory) {
   return error_of([&] { ModelDirectory model(directory); });
 }
-void check_contains(const std::string& text, const std::string& part) {
-  CHECK_MESSAGE(text.find(part) != std::string::npos, text);
-}
-
 // A model in four shards with its index, and a way to spoil the index.
 struct Sharded {
   TemporaryDirectory folder;

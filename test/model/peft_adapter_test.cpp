@@ -16,10 +16,6 @@ namespace {
 
 LlamaConfig base_config(const std::string& name = "base") { return read_config(golden("peft/" + name)); }
 
-void check_contains(const std::string& text, const std::string& part) {
-  CHECK_MESSAGE(text.find(part) != std::string::npos, text);
-}
-
 // A copy of the recorded LongLoRA adapter whose config or weights can be spoilt.
 struct Copy {
   TemporaryDirectory folder;

@@ -28,10 +28,6 @@ std::string header_error(const std::string& header, size_t bytes = 4) {
 
 const std::string kOne = R"({"a":{"dtype":"F32","shape":[],"data_offsets":[0,4]}})";
 
-void check_contains(const std::string& text, const std::string& part) {
-  CHECK_MESSAGE(text.find(part) != std::string::npos, text);
-}
-
 int64_t peak_memory_bytes() {
   rusage usage{};
   getrusage(RUSAGE_SELF, &usage);

@@ -44,6 +44,7 @@ class WindowSums {
     }
   }
 
+  void stop() { stopped_ = true; }
   void sum_over(Communicator& ranks) { ranks.sum_on_host(values_); }
 
   double nll(int64_t window) const { return total(window, 0); }
@@ -51,6 +52,8 @@ class WindowSums {
 
   Perplexity result() const {
     Perplexity result;
+    result.stopped = stopped_;
+    if (stopped_) return result;
     result.windows = windows_;
     for (int64_t w = 0; w < windows_; ++w) {
       result.nll += nll(w);
@@ -90,6 +93,7 @@ class WindowSums {
   }
 
   int64_t windows_, context_, buckets_;
+  bool stopped_ = false;
   std::vector<double> values_;
 };
 
@@ -103,6 +107,14 @@ WindowSums score_windows(Llama& model, const Windows& windows, const PerplexityO
   std::optional<Progress> progress;
   if (options.show_progress) progress.emplace("perplexity", static_cast<double>(windows.count), "windows");
   for (int64_t round = 0; round < windows.count; round += world_size * options.batch) {
+    if (options.stop) {
+      double asked = options.stop() ? 1 : 0;
+      if (options.ranks) options.ranks->sum_on_host({&asked, 1});
+      if (asked > 0) {
+        sums.stop();
+        return sums;
+      }
+    }
     const int64_t first = round + rank * options.batch;
     const int64_t last = std::min(first + options.batch, windows.count);
     if (first >= last) {
@@ -222,7 +234,7 @@ Perplexity perplexity_sliding(Llama& model, const std::vector<int32_t>& stream,
   const WindowSums sums = score_windows(model, {static_cast<int64_t>(starts.size()), context, read}, options,
                                         [&](const Batch& batch) { return model.nll(batch, pattern); });
   Perplexity result = sums.result();
-  if (rule == SlidingRule::eval) {
+  if (rule == SlidingRule::eval && !result.stopped) {
     result.nll = 0;
     for (int64_t w = 0; w < result.windows; ++w)
       result.nll += sums.nll(w) / static_cast<double>(sums.tokens(w));

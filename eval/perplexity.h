@@ -1,6 +1,7 @@
 // Perplexity by named protocol. A number without its protocol means nothing, so they are printed together.
 #pragma once
 
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -20,6 +21,7 @@ struct Perplexity {
   double nll = 0;                   // mean over scored positions, nats
   double ppl = 0;
   std::vector<PositionBucket> by_position;
+  bool stopped = false;  // by PerplexityOptions::stop: there is nothing else
 };
 
 struct PerplexityOptions {
@@ -29,6 +31,7 @@ struct PerplexityOptions {
   // Each rank takes its share of the windows, and all return the whole: the sums of windows, added up in the
   // order of windows, so that the number of ranks changes no bit.
   Communicator* ranks = nullptr;
+  std::function<bool()> stop = {};  // asked between batches; one rank's yes ends it for all
 };
 
 // `blocks`: every sample of the dataset is one window of at most `context` tokens, scored where its targets

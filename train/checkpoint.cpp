@@ -36,12 +36,13 @@ TensorSource source_of(Ops& ops, const std::string& name, const Tensor& tensor) 
 }
 
 void write_weights(const fs::path& folder, const TrainOptions& options, Ops& ops, const Weights& weights,
-                   LlamaConfig config) {
+                   LlamaConfig config, const std::string& base) {
   if (options.trainable != "full") {
     write_adapter(folder, weights.adapter(ops), options.lora_alpha, options.model.string());
-    write_run_info(folder, {config.rope, options.context});
+    write_run_info(folder, {config.rope, options.context, base});
     return;
   }
+  config.max_positions = trained_reach(config, options.context);
   config.dtype = DType::f32;
   std::vector<TensorSource> tensors;
   for (const Parameter& parameter : weights.parameters)
@@ -86,6 +87,8 @@ void load_moment(Ops& ops, const SafetensorsFile& file, const std::string& name,
 
 void compare_fingerprints(const fs::path& checkpoint, const Json& saved, const Json& now) {
   for (const auto& [key, value] : now.items()) {
+    // A model may have moved. Checkpoints from before weights were compared tell it by its path.
+    if (key == (saved.contains("base weights") ? "model" : "base weights")) continue;
     if (!saved.contains(key) || saved[key] != value)
       fail_usage("{}: the saved run had {} = {}, this one has {}; use the same value, or another --out",
                  checkpoint.string(), key, saved.contains(key) ? saved[key].dump() : "nothing", value.dump());
@@ -105,7 +108,9 @@ int64_t step_of(const fs::path& directory) {
 }
 
 void expect_room_for_checkpoint(const TrainOptions& options, const Weights& weights) {
-  const int64_t needed = weights.gradients.bytes() * 3;  // the trained numbers and two moments, all f32
+  // The trained numbers and two moments, all f32; a tied head once more, for PEFT; names, settings, sums.
+  int64_t needed = weights.gradients.bytes() * 3 + (int64_t{1} << 20);
+  if (weights.tied() && options.trainable == "lora+") needed += 4 * weights.embedding.value.size();
   if (const int64_t room = free_bytes(options.out); room < needed)
     fail_input("{}: a checkpoint needs {} bytes, the disk has {}; free some or choose another --out",
                options.out.string(), needed, room);
@@ -117,11 +122,12 @@ void save_checkpoint(const TrainOptions& options, Ops& ops, const Weights& weigh
   const fs::path path = options.out / step_directory_name(state.step);
   // There may be one of the run that this one resumed from, or a damaged one.
   AtomicDirectory folder(path, AtomicDirectory::Existing::replace);
-  write_weights(folder.path(), options, ops, weights, config);
+  write_weights(folder.path(), options, ops, weights, config, fingerprint.at("base weights"));
   write_moments(folder.path(), ops, weights);
   const Json json{{"schema", "sinklora-checkpoint/1"}, {"step", state.step},
                   {"position", state.position},        {"tokens", state.tokens},
-                  {"updates", state.updates},          {"fingerprint", fingerprint}};
+                  {"updates", state.updates},          {"planned_steps", state.planned_steps},
+                  {"fingerprint", fingerprint}};
   write_text_atomically(folder.path() / kStateFile, json.dump(2) + "\n");
   write_sums(folder.path());
   folder.commit();
@@ -133,6 +139,8 @@ void remove_unfinished(const fs::path& out) {
   remove_leftovers(out,
                    {"step-", "latest", "metrics.jsonl", "loss.svg", "run.toml", "env.json", "eval.jsonl"});
 }
+
+bool holds_checkpoints(const fs::path& out) { return !checkpoints_newest_first(out).empty(); }
 
 std::optional<fs::path> newest_checkpoint(const fs::path& out) {
   for (const fs::path& path : checkpoints_newest_first(out)) {
@@ -159,6 +167,7 @@ TrainState load_checkpoint(const fs::path& checkpoint, Ops& ops, Weights& weight
   state.position = fields.integer("position", 0, INT64_MAX);
   state.tokens = fields.integer("tokens", 0, INT64_MAX);
   state.updates = fields.integer_or("updates", state.step, 0, state.step);
+  state.planned_steps = fields.integer_or("planned_steps", 0, 0, INT64_MAX);
   if (!fields.given("fingerprint")) fail_input("{}: fingerprint is missing", file);
   const JsonFields saved(json.at("fingerprint"), file + ": fingerprint");  // refuses what is no object
   compare_fingerprints(checkpoint, saved.json(), fingerprint);

@@ -10,10 +10,11 @@
 namespace sinklora {
 
 struct TrainState {
-  int64_t step = 0;      // steps done, skipped ones too
-  int64_t position = 0;  // samples consumed, in the loader's global order
-  int64_t tokens = 0;    // tokens seen
-  int64_t updates = 0;   // steps that were not skipped: the count of AdamW's bias correction
+  int64_t step = 0;           // steps done, skipped ones too
+  int64_t position = 0;       // samples consumed, in the loader's global order
+  int64_t tokens = 0;         // tokens seen
+  int64_t updates = 0;        // steps that were not skipped: the count of AdamW's bias correction
+  int64_t planned_steps = 0;  // of the whole run, by which its schedule went; 0: not known
 };
 
 // Written into a temporary folder, flushed, checksummed and renamed, in exchange for one of this step if
@@ -30,6 +31,8 @@ void remove_unfinished(const std::filesystem::path& out);
 
 // The newest checkpoint of OUT whose checksums verify; says on stderr why it skips others. None: nullopt.
 std::optional<std::filesystem::path> newest_checkpoint(const std::filesystem::path& out);
+
+bool holds_checkpoints(const std::filesystem::path& out);  // whole ones or not
 
 // Puts weights and moments in place. Throws Error(usage) naming the option that differs from the saved run's.
 TrainState load_checkpoint(const std::filesystem::path& checkpoint, Ops& ops, Weights& weights,

@@ -7,6 +7,7 @@ namespace sinklora {
 
 TrainSetup resolve(const TrainOptions& options) {
   TrainSetup setup;
+  expect_model_directory(options.model);
   setup.config = read_config(options.model);
   setup.config.rope = parse_rope_scaling(options.rope_scaling, setup.config, options.context);
   setup.pattern = make_pattern(options.attention, options.context, setup.config.num_heads);
@@ -31,8 +32,10 @@ TrainSetup resolve(const TrainOptions& options) {
   return setup;
 }
 
-Json fingerprint(const TrainOptions& o, const std::string& data_hash, int world_size) {
+Json fingerprint(const TrainOptions& o, const std::string& base, const std::string& data_hash,
+                 int world_size) {
   return {{"model", std::filesystem::weakly_canonical(o.model).string()},
+          {"base weights", base},
           {"init", o.init},
           {"rope_scaling", o.rope_scaling},
           {"attention", o.attention.kind},

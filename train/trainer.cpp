@@ -37,15 +37,26 @@ class SignalGuard {
  public:
   SignalGuard() {
     stop_signal = 0;
-    for (size_t i = 0; i < 3; ++i) before_[i] = std::signal(kSignals[i], note_signal);
+    for (size_t i = 0; i < kSignals.size(); ++i) before_[i] = std::signal(kSignals[i], note_signal);
+    if (before_[0] == SIG_IGN) std::signal(kSignals[0], SIG_IGN);  // nohup
   }
   ~SignalGuard() {
-    for (size_t i = 0; i < 3; ++i) std::signal(kSignals[i], before_[i]);
+    for (size_t i = 0; i < kSignals.size(); ++i) std::signal(kSignals[i], before_[i]);
   }
 
  private:
-  static constexpr int kSignals[] = {SIGTERM, SIGINT, SIGUSR1};
-  void (*before_[3])(int);
+  static constexpr std::array kSignals{SIGHUP, SIGTERM, SIGINT, SIGUSR1};
+  void (*before_[kSignals.size()])(int);
+};
+
+// Nobody reads the console any more: train.log has it all.
+class PipeGuard {
+ public:
+  PipeGuard() : before_(std::signal(SIGPIPE, SIG_IGN)) {}
+  ~PipeGuard() { std::signal(SIGPIPE, before_); }
+
+ private:
+  void (*before_)(int);
 };
 
 void prepare_output(const TrainOptions& options) {
@@ -73,15 +84,17 @@ class Trainer {
     data_ = open_dataset(options.data, dataset);
     if (!options.eval_data.empty()) eval_data_ = open_dataset(options.eval_data, dataset);
     setup_.most_documents = std::max(data_->most_documents(), eval_data_ ? eval_data_->most_documents() : 1);
-    fingerprint_ = fingerprint(options, data_->hash(), ranks.world_size());
+    fingerprint_ = fingerprint(options, options.init == "random" ? "" : weights_identity(options.model),
+                               data_->hash(), ranks.world_size());
     const int64_t samples_per_step = options.batch * options.accumulate * ranks.world_size();
     steps_ = options.steps > 0
                  ? options.steps
                  : static_cast<int64_t>(std::ceil(options.epochs * static_cast<double>(data_->size()) /
-                                                  static_cast<double>(samples_per_step)));
+                                                  static_cast<double>(samples_per_step) * (1 - 1e-12)));
   }
 
   ExitCode run() try {
+    const PipeGuard pipe;
     build_model();
     agree_on_run(ranks_, fingerprint_,
                  {{"version", SINKLORA_VERSION},
@@ -97,8 +110,9 @@ class Trainer {
                   {"on non-finite", options_.on_nonfinite}});
     if (first_rank()) resume();
     share_state(ranks_, model_->weights(), state_);
+    state_.planned_steps = steps_;
     const SignalGuard signals;
-    const bool stopped = make_steps();
+    bool stopped = make_steps();
     if (saved_step_ != state_.step) save();
     if (first_rank())
       write_plot(options_.out / "loss.svg", "training loss", "step", "loss (nats a token)", log_->losses());
@@ -107,9 +121,12 @@ class Trainer {
           stop_signal != 0 ? fmt::format("signal {}", static_cast<int>(stop_signal))
                            : "signal to another rank",
           state_.step);
-    else if (eval_data_ && evaluated_step_ != state_.step)
-      evaluate();
+    else if (eval_data_ && evaluated_step_ != state_.step && !evaluate())
+      stopped = true;
     ranks_.barrier();  // no rank ends, and makes a launcher end the others, before rank 0 has saved
+    if (!stopped && state_.updates == 0 && skips_ > 0)
+      fail(ExitCode::non_finite, "{}: all {} steps were skipped, so that nothing was trained",
+           options_.out.string(), state_.step);
     if (!stopped)
       say("done: {} and {}\n", (options_.out / step_directory_name(state_.step)).string(),
           (options_.out / "loss.svg").string());
@@ -139,6 +156,20 @@ class Trainer {
 
   bool first_rank() const { return ranks_.rank() == 0; }
 
+  // Whether the run was ended while it evaluated the step that it has resumed from.
+  bool evaluation_is_due() {
+    double due = 0;
+    if (first_rank() && state_.step > 0 && options_.eval_every > 0 && eval_data_ &&
+        state_.step % options_.eval_every == 0) {
+      int64_t last = 0;
+      lines_up_to(options_.out / "eval.jsonl", state_.step,
+                  [&](const Json& line) { last = line.value("step", int64_t{0}); });
+      due = last < state_.step ? 1 : 0;
+    }
+    ranks_.sum_on_host({&due, 1});
+    return due > 0;
+  }
+
   // Whether a signal ended them.
   bool make_steps() {
     if (first_rank()) {
@@ -149,6 +180,7 @@ class Trainer {
                            options_.shuffle, ranks_.rank(), ranks_.world_size(), state_.position});
     GradientSum sum_gradients(ranks_, model_->weights());
     saved_step_ = first_step_ = state_.step;
+    if (evaluation_is_due()) evaluate();
     started_ = std::chrono::steady_clock::now();
     while (state_.step < steps_) {
       const std::optional<StepMetrics> metrics = step(loader, sum_gradients);
@@ -157,8 +189,8 @@ class Trainer {
       if (metrics->step % options_.log_every == 0 || metrics->step == steps_) print_step(*metrics);
       if (options_.check_every > 0 && state_.step % options_.check_every == 0 && ranks_.world_size() > 1)
         check_drift(ranks_, ops_, model_->weights(), state_.step);
-      if (options_.eval_every > 0 && eval_data_ && state_.step % options_.eval_every == 0) evaluate();
       if ((options_.save_every > 0 && state_.step % options_.save_every == 0) || asked_to_save()) save();
+      if (options_.eval_every > 0 && eval_data_ && state_.step % options_.eval_every == 0) evaluate();
     }
     return false;
   }
@@ -212,6 +244,12 @@ class Trainer {
     std::optional<fs::path> checkpoint, newest;
     if (options_.resume == "auto") {
       checkpoint = newest_checkpoint(options_.out);
+      if (!checkpoint && holds_checkpoints(options_.out))
+        fail_input(
+            "--out {}: none of its checkpoints is whole, and a new run would overwrite its metrics; move it "
+            "away, or "
+            "choose another --out",
+            options_.out.string());
     } else if (options_.resume != "never") {
       checkpoint = options_.resume;
       verify_sums(*checkpoint);
@@ -224,6 +262,10 @@ class Trainer {
         fail_usage("--resume {}: --out holds {}, which is newer; move that one away or choose another --out",
                    checkpoint->string(), newest->string());
       say("resuming   {} at step {}\n", checkpoint->string(), state_.step);
+      if (state_.planned_steps > 0 && state_.planned_steps != steps_ && options_.schedule != "constant")
+        say("           the {} schedule ended at step {} and now ends at {}: the learning rate changes from "
+            "here on\n",
+            options_.schedule, state_.planned_steps, steps_);
     }
     if (state_.step >= steps_) return;                        // nothing will be done with these options
     expect_room_for_checkpoint(options_, model_->weights());  // rather now than after the steps
@@ -318,17 +360,24 @@ class Trainer {
     say("{}\n", console_line(metrics, steps_, a_step * static_cast<double>(steps_ - metrics.step)));
   }
 
-  void evaluate() {
-    const Perplexity result = perplexity_blocks(*model_, *eval_data_, AttentionPattern{}, options_.context,
-                                                {.batch = options_.batch, .ranks = &ranks_});
+  // False when a signal ended it: then nothing is written of it.
+  bool evaluate() {
+    const Perplexity result = perplexity_blocks(
+        *model_, *eval_data_, AttentionPattern{}, options_.context,
+        {.batch = options_.batch, .ranks = &ranks_, .stop = [] { return stop_signal != 0; }});
+    if (result.stopped) {
+      say("stopped while evaluating step {}; run the same command again to go on\n", state_.step);
+      return false;
+    }
     say("eval  step {} | blocks, full attention, context {} | nll {:.5f} | ppl {:.3f}\n", state_.step,
         options_.context, result.nll, result.ppl);
     evaluated_step_ = state_.step;
-    if (!first_rank()) return;
+    if (!first_rank()) return true;
     const Json line{{"step", state_.step},     {"nll", result.nll},         {"ppl", result.ppl},
                     {"tokens", result.tokens}, {"windows", result.windows}, {"context", options_.context}};
     const fs::path path = options_.out / "eval.jsonl";  // one line a step, whatever was gone back to
     write_text_atomically(path, lines_up_to(path, state_.step - 1) + line.dump() + "\n");
+    return true;
   }
 
   // Rank 0 has everything that goes into a checkpoint; the others wait for it in the next step.

@@ -10,6 +10,7 @@
 #include "data/shard_writer.h"
 #include "model/checksums.h"
 #include "model/loaded_model.h"
+#include "model/merge.h"
 #include "test/model/files.h"
 #include "test/temporary.h"
 #include "test/train/toy_inputs.h"
@@ -234,7 +235,8 @@ TEST_CASE("a non-finite gradient stops the run before anything is updated, or is
   CHECK(!newest_checkpoint(poisoned.out));
   poisoned.out = folder / "skipping";
   poisoned.on_nonfinite = "skip";
-  CHECK(train(poisoned) == ExitCode::ok);
+  CHECK(error_of([&] { train(poisoned); }, ExitCode::non_finite).find("all 3 steps were skipped") !=
+        std::string::npos);
   CHECK(parse_json(timeless_metrics(poisoned.out).at(0), "m").value("skipped", false));
 }
 
@@ -328,7 +330,8 @@ TEST_CASE("--epochs is rounded up to whole steps") {
   const TemporaryDirectory folder;
   write_inputs(folder);
   // Of 40 samples, 4 a step.
-  for (const auto& [epochs, steps] : {std::pair{1.0, 10}, {0.3, 3}, {0.31, 4}, {0.01, 1}, {1.26, 13}}) {
+  for (const auto& [epochs, steps] :
+       {std::pair{1.0, 10}, {1.1, 11}, {0.3, 3}, {0.31, 4}, {0.01, 1}, {1.26, 13}}) {
     CAPTURE(epochs);
     TrainOptions o = base_options(folder, fmt::format("run-{}", epochs));
     o.steps = 0;
@@ -415,4 +418,90 @@ TEST_CASE("an adapter is evaluated with the RoPE scaling that it was trained wit
     CHECK(rope(adapter, context, "auto") == doubled);
   CHECK(rope("", kContext, "auto") == RopeScaling{});
   CHECK(rope(adapter, kContext, "none") == RopeScaling{});
+}
+
+TEST_CASE("a run of which no checkpoint is whole is not begun anew over its metrics") {
+  const TemporaryDirectory folder;
+  TrainOptions o = made_run(folder, 2);
+  for (const int64_t step : {2, 4})
+    std::filesystem::resize_file(o.out / step_directory_name(step) / "model.safetensors", 1000);
+  const std::string metrics = read_text(o.out / "metrics.jsonl", 1 << 20);
+  o.steps = 6;
+  check_contains(error_of([&] { train(o); }), "none of its checkpoints is whole");
+  CHECK(read_text(o.out / "metrics.jsonl", 1 << 20) == metrics);
+}
+
+TEST_CASE("a run goes on with the base that it began with, wherever that lies now") {
+  const TemporaryDirectory folder;
+  write_inputs(folder);
+  std::filesystem::copy(pretrain(folder), folder / "base");
+  const auto go_on = [&](int64_t steps) {
+    TrainOptions o = base_options(folder, "run");
+    o.init = "checkpoint", o.trainable = "lora", o.model = folder / "base", o.steps = steps;
+    train(o);
+    return o.out / step_directory_name(steps);
+  };
+  go_on(1);
+  std::filesystem::rename(folder / "base", folder / "moved");
+  std::filesystem::copy(folder / "moved", folder / "base");
+  go_on(2);
+  // Before weights were compared, a fingerprint named the path alone.
+  const auto old = go_on(3);
+  Json state = read_json(old / "state.json");
+  state["fingerprint"].erase("base weights");
+  write_text_atomically(old / "state.json", state.dump());
+  std::filesystem::remove(old / "SHA256SUMS");
+  write_sums(old);
+  go_on(4);
+
+  std::fstream raw(folder / "base" / "model.safetensors", std::ios::in | std::ios::out | std::ios::binary);
+  raw.seekp(-1, std::ios::end);
+  raw.put('\x40');
+  raw.close();
+  std::filesystem::remove(folder / "base" / "SHA256SUMS");
+  check_contains(error_of([&] { go_on(5); }, ExitCode::usage), "base weights");
+}
+
+TEST_CASE("training without scaling beyond a model's positions makes them its own") {
+  const TemporaryDirectory folder;
+  write_inputs(folder);
+  const std::filesystem::path model = pretrain(folder);
+  const auto trained = [&](const std::string& trainable) {
+    TrainOptions o = base_options(folder, trainable);
+    o.init = "checkpoint", o.model = model, o.trainable = trainable, o.rope_scaling = "none";
+    o.context = 2 * kContext, o.batch = 1, o.steps = 1;
+    train(o);
+    return o.out / step_directory_name(1);
+  };
+  const auto rope_of = [&](const std::filesystem::path& of, int64_t context) {
+    InferenceOptions options;
+    options.model = of, options.context = context;
+    return load_for_inference(options).llama->config().rope;
+  };
+  const auto adapter = trained("lora");
+  MergeOptions merge;
+  const AdapterRunInfo run = read_run_info(adapter);
+  merge.rope = run.rope, merge.context = run.context;
+  const ModelDirectory base(model);
+  merge_adapter(base, read_adapter(adapter, base.config()), folder / "merged", merge);
+  for (const auto& of : {trained("full"), folder / "merged"}) {
+    CHECK(read_config(of).max_positions == 2 * kContext);
+    CHECK(rope_of(of, 2 * kContext) == RopeScaling{});
+    CHECK(rope_of(of, 4 * kContext).factor == 2);
+  }
+}
+
+TEST_CASE("a run that goes on with another end says that its schedule has changed") {
+  const TemporaryDirectory folder;
+  write_inputs(folder);
+  TrainOptions o = base_options(folder, "run");
+  o.schedule = "cosine";
+  for (const int64_t steps : {4, 6, 6}) {
+    o.steps = steps;
+    train(o);
+  }
+  const std::string log = read_text(o.out / "train.log", 1 << 20), note = "ended at step 4 and now ends at 6";
+  const size_t first = log.find(note);
+  REQUIRE(first != std::string::npos);
+  CHECK(log.find("schedule ended", first + 1) == std::string::npos);
 }

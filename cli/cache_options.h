@@ -41,15 +41,17 @@ inline CLI::App* add_cache_options(CLI::App& verb, CacheOptions& options,
   return group;
 }
 
-// What a result record says of the cache. Its budget, and of h2o the part for heavy hitters, of streaming the
-// sinks.
-inline void add_cache(Json& record, const CacheOptions& options) {
+// What a result record says of the cache: its budget, as asked for and in tokens, and of h2o the part for heavy
+// hitters, of streaming the sinks.
+inline void add_cache(Json& record, const CacheOptions& options, int64_t context) {
   record["cache"] = options.kind;
   if (options.kind == "full") return;
+  const KvCachePolicy policy = make_cache_policy(options, context);
   record["cache_budget"] = options.budget;
+  record["cache_tokens"] = policy.capacity;
   if (options.kind == "h2o") record["cache_heavy"] = options.heavy_part;
   if (options.kind == "streaming") record["cache_sinks"] = options.sinks;
-  record["cache_positions"] = options.positions;
+  record["cache_positions"] = policy.positions == KvPositions::index ? "index" : "original";
 }
 
 }  // namespace sinklora

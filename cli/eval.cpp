@@ -79,7 +79,7 @@ Json to_json(const PerplexityCommand& c, const Perplexity& result, const RopeSca
     record["sinks"] = c.attention.sinks;
   }
   if (c.cached) {
-    add_cache(record, c.cache);
+    add_cache(record, c.cache, c.inference.context);
     record["cache_chunk"] = c.chunk;
   }
   add_origin(record, c.inference);

@@ -80,7 +80,7 @@ Json to_json(const RetrievalCommand& c, std::span<const RetrievalCell> cells, co
       record["held_out"] = c.questions.held_out;
     }
   }
-  add_cache(record, c.cache);
+  add_cache(record, c.cache, c.inference.context);
   add_origin(record, c.inference);
   return record;
 }

@@ -72,7 +72,7 @@ void run(GenerateCommand& c) {
               {"cache_bytes", session.cache_bytes()},
               {"ids", reply.ids},
               {"text", reply.text}};
-  add_cache(record, c.generation.cache);
+  add_cache(record, c.generation.cache, c.inference.context);
   add_origin(record, c.inference);
   write_result(c.json, record);
 }

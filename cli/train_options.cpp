@@ -119,9 +119,9 @@ void add_train_options(CLI::App& verb, TrainOptions& options) {
           "run directory: checkpoints, metrics.jsonl, eval.jsonl, train.log, loss.svg, run.toml, env.json")
       ->required()
       ->type_name("DIR");
-  group
-      ->add_option("--resume", options.resume,
-                   "auto (newest checkpoint in --out that verifies), never, or a checkpoint")
+  accept_run(
+      group->add_option("--resume", options.resume,
+                        "auto (newest checkpoint in --out that verifies), never, or a checkpoint or run"))
       ->capture_default_str()
       ->type_name("WORD|DIR");
   add_count(*group, "--save-every", options.save_every, "steps between checkpoints; 0: only at the end");

@@ -252,6 +252,10 @@ class Trainer {
             options_.out.string());
     } else if (options_.resume != "never") {
       checkpoint = options_.resume;
+      if (!fs::exists(*checkpoint / "state.json"))
+        fail_usage(
+            "--resume {}: no checkpoint (it holds no state.json); give auto, never, a checkpoint or a run",
+            checkpoint->string());
       verify_sums(*checkpoint);
       newest = newest_checkpoint(options_.out);
     }

@@ -169,6 +169,12 @@ TEST_CASE("program: eval lines, topics and questions, with every cache policy") 
       CHECK(result.at("protocol") == verb.substr(0, verb.find(' ')));
       CHECK(result.at("trials") == (verb.find("--depths 2") != std::string::npos ? 2 : 1));
       CHECK(result.at("cache") == cache.substr(0, cache.find(' ')));
+      if (cache != "full") {
+        const bool streams = cache[0] == 's';
+        CHECK(result.at("cache_tokens") ==
+              (streams ? 100 : std::lround(result.at("context").get<double>() / 2)));
+        CHECK(result.at("cache_positions") == (streams ? "index" : "original"));
+      }
       CHECK(result.at("attention") == "full");
     }
   CHECK(run_program("eval topics --depths 3" + model).exit_code == 2);

@@ -113,3 +113,14 @@ TEST_CASE("eval ppl of a model whose numbers are none writes its record and ends
   CHECK_MESSAGE(run.exit_code == 5, run.output);
   CHECK(read_json(runs.path("record.json")).at("nll").is_null());
 }
+
+TEST_CASE("--resume takes a run for its newest checkpoint, and says what is none") {
+  const Runs runs;
+  REQUIRE(run_program(runs.command("--steps 2")).exit_code == 0);
+  const ProgramRun further = run_program(runs.command("--steps 3 --resume '" + runs.out().string() + "'"));
+  CHECK_MESSAGE(further.output.find("at step 2") != std::string::npos, further.output);
+  CHECK(runs.steps() == 3);
+  const ProgramRun nowhere = run_program(runs.command("--steps 4 --resume " + runs.path("nowhere")));
+  CHECK(nowhere.exit_code == 2);
+  CHECK_MESSAGE(nowhere.output.find("no checkpoint") != std::string::npos, nowhere.output);
+}

@@ -69,7 +69,7 @@ TrainSetup resolve(const TrainOptions& options);
 
 // The options that decide the numbers, as text: two runs with equal ones (and equal data) compute the same,
 // but for the order of sums where a step's samples are split otherwise. Compared field by field on resume and
-// between ranks. `base`: weights_identity() of the model; "" where nothing is read of it.
+// between ranks. `base`: weights_identity() of the model.
 Json fingerprint(const TrainOptions& options, const std::string& base, const std::string& data_hash,
                  int world_size);
 

@@ -84,8 +84,7 @@ class Trainer {
     data_ = open_dataset(options.data, dataset);
     if (!options.eval_data.empty()) eval_data_ = open_dataset(options.eval_data, dataset);
     setup_.most_documents = std::max(data_->most_documents(), eval_data_ ? eval_data_->most_documents() : 1);
-    fingerprint_ = fingerprint(options, options.init == "random" ? "" : weights_identity(options.model),
-                               data_->hash(), ranks.world_size());
+    fingerprint_ = fingerprint(options, weights_identity(options.model), data_->hash(), ranks.world_size());
     const int64_t samples_per_step = options.batch * options.accumulate * ranks.world_size();
     steps_ = options.steps > 0
                  ? options.steps

@@ -460,6 +460,16 @@ TEST_CASE("a run goes on with the base that it began with, wherever that lies no
   raw.close();
   std::filesystem::remove(folder / "base" / "SHA256SUMS");
   check_contains(error_of([&] { go_on(5); }, ExitCode::usage), "base weights");
+
+  // Where nothing is read but the config, that is the base.
+  TrainOptions o = base_options(folder, "random");
+  o.steps = 1;
+  train(o);
+  Json config = read_json(folder / "model" / "config.json");
+  config["rms_norm_eps"] = 1e-5;
+  write_text_atomically(folder / "model" / "config.json", config.dump());
+  o.steps = 2;
+  check_contains(error_of([&] { train(o); }, ExitCode::usage), "base weights");
 }
 
 TEST_CASE("training without scaling beyond a model's positions makes them its own") {

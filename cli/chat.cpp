@@ -38,10 +38,7 @@ void run(ChatCommand& c) {
   options.form = template_of(c, *tokenizer);
   note_missing_token(options.form, *tokenizer);
   if (c.inference.context == 0) {
-    const LlamaConfig config = ModelDirectory(c.inference.model).config();
-    int64_t reach = config.max_positions;
-    if (config.rope.type == RopeScaling::Type::linear)
-      reach = static_cast<int64_t>(static_cast<double>(reach) * config.rope.factor);
+    auto reach = static_cast<int64_t>(reach_of(read_config(c.inference.model)));
     if (!c.inference.adapter.empty()) reach = std::max(reach, read_run_info(c.inference.adapter).context);
     c.inference.context = std::min(reach, kMostDefaultContext);
   }

@@ -6,6 +6,7 @@
 #include <array>
 #include <cmath>
 #include <cstdio>
+#include <fstream>
 #include <optional>
 
 #include "base/error.h"
@@ -319,7 +320,22 @@ LlamaConfig parse_config(const Json& json, const std::string& source) {
   return config;
 }
 
+void expect_model_directory(const std::filesystem::path& directory) {
+  std::error_code error;  // one other than "is not there": opening the file will tell
+  if (std::filesystem::exists(directory / "config.json", error) || error) return;
+  const std::string name = directory.string();
+  if (!std::filesystem::exists(directory, error)) fail_input("{}: does not exist", name);
+  std::string checkpoint;
+  std::getline(std::ifstream(directory / "latest"), checkpoint);  // of a run
+  if (std::filesystem::exists(directory / checkpoint / "adapter_config.json", error))
+    fail_input("{}: is an adapter: give it as --adapter, with its base as --model", name);
+  if (std::filesystem::exists(directory / checkpoint / "config.json", error))
+    fail_input("{}: is a run: give its checkpoint {} as --model", name, (directory / checkpoint).string());
+  fail_input("{}: holds no config.json; wanted a Hugging Face LLaMA directory", name);
+}
+
 LlamaConfig read_config(const std::filesystem::path& model_directory) {
+  expect_model_directory(model_directory);
   const std::filesystem::path path = model_directory / "config.json";
   const Json json = read_json(path, int64_t{1} << 18);
   LlamaConfig config = parse_config(json, path.string());
@@ -376,6 +392,14 @@ Json config_json(const LlamaConfig& config) {
   return json;
 }
 
+double reach_of(const LlamaConfig& config) {
+  const auto positions = static_cast<double>(config.max_positions);
+  const RopeScaling& own = config.rope;
+  return own.original_context != 0
+             ? std::max(positions, static_cast<double>(own.original_context) * own.factor)
+             : positions * own.factor;
+}
+
 RopeScaling parse_rope_scaling(const std::string& text, const LlamaConfig& config, int64_t context) {
   using Type = RopeScaling::Type;
   RopeScaling scaling;
@@ -383,9 +407,7 @@ RopeScaling parse_rope_scaling(const std::string& text, const LlamaConfig& confi
   if (text == "auto") {
     const auto positions = static_cast<double>(config.max_positions), wanted = static_cast<double>(context);
     const RopeScaling& own = config.rope;
-    const double reach = own.original_context != 0
-                             ? std::max(positions, static_cast<double>(own.original_context) * own.factor)
-                             : positions * own.factor;
+    const double reach = reach_of(config);
     if (wanted <= reach) return own;
     if (own.type != Type::none && own.type != Type::linear)
       fail_usage(

@@ -52,6 +52,9 @@ struct LlamaConfig {
 // quantization_config, pretraining_tp > 1 is fine) are refused by name.
 LlamaConfig parse_config(const Json& json, const std::string& source);
 LlamaConfig read_config(const std::filesystem::path& model_directory);
+// What read_config() begins with: throws Error(input) where there is no model's config.json, and says what is
+// there in its place.
+void expect_model_directory(const std::filesystem::path& directory);
 // config.raw with every field above written over it, in the 4.x spelling (rope_theta, rope_scaling), which
 // both generations of transformers read.
 Json config_json(const LlamaConfig& config);
@@ -69,6 +72,7 @@ Json rope_object(const RopeScaling& scaling);  // null for none
 // than before.) Throws Error(usage) where the model's own scaling is of another type and does not reach.
 RopeScaling parse_rope_scaling(const std::string& text, const LlamaConfig& config, int64_t context);
 std::string describe(const RopeScaling& scaling);  // "linear x4"
+double reach_of(const LlamaConfig& config);        // positions that the model's own scaling, or none, serves
 // max_positions of a model after training at `context`: without scaling the angles up to there are its own now.
 int64_t trained_reach(const LlamaConfig& config, int64_t context);
 

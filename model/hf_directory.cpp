@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <cstdio>
-#include <fstream>
 #include <optional>
 #include <set>
 
@@ -172,22 +171,8 @@ std::vector<TensorInfo> expected_tensors(const LlamaConfig& config) {
   return tensors;
 }
 
-void expect_model_directory(const fs::path& directory) {
-  std::error_code error;  // one other than "is not there": opening the file will tell
-  if (fs::exists(directory / "config.json", error) || error) return;
-  const std::string name = directory.string();
-  if (!fs::exists(directory, error)) fail_input("{}: does not exist", name);
-  std::string checkpoint;
-  std::getline(std::ifstream(directory / "latest"), checkpoint);  // of a run
-  if (fs::exists(directory / checkpoint / "adapter_config.json", error))
-    fail_input("{}: is an adapter: give it as --adapter, with its base as --model", name);
-  if (fs::exists(directory / checkpoint / "config.json", error))
-    fail_input("{}: is a run: give its checkpoint {} as --model", name, (directory / checkpoint).string());
-  fail_input("{}: holds no config.json; wanted a Hugging Face LLaMA directory", name);
-}
-
 ModelDirectory::ModelDirectory(const fs::path& directory)
-    : directory_(directory), config_((expect_model_directory(directory), read_config(directory))) {
+    : directory_(directory), config_(read_config(directory)) {
   std::error_code error;
   Index index;
   std::vector<std::string> shards;

@@ -11,9 +11,6 @@ namespace sinklora {
 // Names and shapes of every tensor that a LLaMA of this config has, lm_head only when it is not tied.
 std::vector<TensorInfo> expected_tensors(const LlamaConfig& config);
 
-// Throws Error(input) where there is no model's config.json, and says what is there in its place.
-void expect_model_directory(const std::filesystem::path& directory);
-
 class ModelDirectory {
  public:
   // Opens every shard and compares all tensors with expected_tensors(): missing, extra and misshaped ones are

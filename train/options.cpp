@@ -7,7 +7,6 @@ namespace sinklora {
 
 TrainSetup resolve(const TrainOptions& options) {
   TrainSetup setup;
-  expect_model_directory(options.model);
   setup.config = read_config(options.model);
   setup.config.rope = parse_rope_scaling(options.rope_scaling, setup.config, options.context);
   setup.pattern = make_pattern(options.attention, options.context, setup.config.num_heads);

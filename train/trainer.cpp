@@ -155,11 +155,15 @@ class Trainer {
 
   bool first_rank() const { return ranks_.rank() == 0; }
 
+  bool evaluates_here() const {
+    return eval_data_ && options_.eval_every > 0 && state_.step % options_.eval_every == 0;
+  }
+
   // Whether the run was ended while it evaluated the step that it has resumed from.
   bool evaluation_is_due() {
+    if (state_.step == 0 || !evaluates_here()) return false;
     double due = 0;
-    if (first_rank() && state_.step > 0 && options_.eval_every > 0 && eval_data_ &&
-        state_.step % options_.eval_every == 0) {
+    if (first_rank()) {
       int64_t last = 0;
       lines_up_to(options_.out / "eval.jsonl", state_.step,
                   [&](const Json& line) { last = line.value("step", int64_t{0}); });
@@ -189,7 +193,7 @@ class Trainer {
       if (options_.check_every > 0 && state_.step % options_.check_every == 0 && ranks_.world_size() > 1)
         check_drift(ranks_, ops_, model_->weights(), state_.step);
       if ((options_.save_every > 0 && state_.step % options_.save_every == 0) || asked_to_save()) save();
-      if (options_.eval_every > 0 && eval_data_ && state_.step % options_.eval_every == 0) evaluate();
+      if (evaluates_here()) evaluate();
     }
     return false;
   }

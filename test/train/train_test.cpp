@@ -84,6 +84,16 @@ std::filesystem::path pretrain(const TemporaryDirectory& folder) {
   return o.out / step_directory_name(o.steps);
 }
 
+// A LoRA run on one, whose inputs are written too.
+TrainOptions lora_options(const TemporaryDirectory& folder) {
+  write_inputs(folder);
+  TrainOptions o = base_options(folder, "lora");
+  o.model = pretrain(folder);
+  o.init = "checkpoint";
+  o.trainable = "lora";
+  return o;
+}
+
 }  // namespace
 
 TEST_CASE("a stopped and resumed run equals a straight one bit for bit") {
@@ -358,11 +368,7 @@ TEST_CASE("learning-rate schedules") {
 
 TEST_CASE("frozen means frozen: a LoRA run changes adapters alone, and a plan equals what is allocated") {
   const TemporaryDirectory folder;
-  write_inputs(folder);
-  TrainOptions o = base_options(folder, "lora");
-  o.model = pretrain(folder);
-  o.init = "checkpoint";
-  o.trainable = "lora";
+  TrainOptions o = lora_options(folder);
   o.steps = 3;
   train(o);
   const Adapter adapter = read_adapter(o.out / step_directory_name(3), read_config(o.model));
@@ -378,11 +384,7 @@ TEST_CASE("frozen means frozen: a LoRA run changes adapters alone, and a plan eq
 
 TEST_CASE("the adapter that is saved has the modules of --lora-targets and no others") {
   const TemporaryDirectory folder;
-  write_inputs(folder);
-  TrainOptions o = base_options(folder, "lora");
-  o.model = pretrain(folder);
-  o.init = "checkpoint";
-  o.trainable = "lora";
+  TrainOptions o = lora_options(folder);
   o.lora_targets = {"q", "v"};
   o.steps = 1;
   train(o);
@@ -397,11 +399,7 @@ TEST_CASE("the adapter that is saved has the modules of --lora-targets and no ot
 
 TEST_CASE("an adapter is evaluated with the RoPE scaling that it was trained with, at any context") {
   const TemporaryDirectory folder;
-  write_inputs(folder);
-  TrainOptions o = base_options(folder, "lora");
-  o.model = pretrain(folder);
-  o.init = "checkpoint";
-  o.trainable = "lora";
+  TrainOptions o = lora_options(folder);
   o.context = 2 * kContext;  // beyond the model's positions
   o.steps = 1;
   train(o);

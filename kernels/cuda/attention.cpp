@@ -34,12 +34,12 @@ struct Workspace {
     // Only Hopper's kernel adds across blocks; mma needs delta alone, plain nothing.
     const bool adds = kernel == AttentionKernel::wgmma;
     const int64_t sinks = adds ? pattern.num_sinks : 0;
-    tile_slots = adds ? shape.tokens / query_tile + shape.sequences : 0;
+    tile_slots = adds ? slot_base(shape.tokens, shape.sequences, query_tile) : 0;
     const bool shared = shape.num_heads > shape.num_kv_heads;
-    key_slots = adds && shared ? shape.tokens / key_tile + shape.sequences : 0;
+    key_slots = adds && shared ? slot_base(shape.tokens, shape.sequences, key_tile) : 0;
     // Long enough that the parts stay small, short enough that there are blocks for every multiprocessor.
     chunk = round_up(std::max<int64_t>(512, shape.tokens / 16), query_tile * 2);
-    const int64_t chunk_slots = sinks > 0 ? shape.tokens / chunk + shape.sequences : 0;
+    const int64_t chunk_slots = sinks > 0 ? slot_base(shape.tokens, shape.sequences, chunk) : 0;
     delta = take<float>(shape.num_heads * shape.tokens);
     d_q_sum = take<float>(shape.num_heads * tile_slots * query_tile * shape.head_dim);
     key_sum = take<float>(shape.num_kv_heads * key_slots * 2 * key_tile * shape.head_dim);
@@ -211,6 +211,8 @@ void attention_forward(const Tensor& out, const Tensor& lse, const Tensor& q, co
     return plain_attention_forward(out, lse, q, k, v, sequences, pattern, head_dim, stream);
   AttentionArguments<uint16_t> a;
   set_arguments(a, out, lse, q, k, v, sequences, pattern, shape);
+  if (first_query > 0 && sequences.count > 1)
+    fail_internal("attention: queries from {} on of {} sequences, wanted one", first_query, sequences.count);
   a.first_query = first_query;
   kernel == AttentionKernel::wgmma ? forward_tensor_core(a, head_dim, stream)
                                    : forward_mma(a, head_dim, stream);

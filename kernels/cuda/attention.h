@@ -18,8 +18,8 @@ enum class AttentionKernel { automatic, wgmma, mma, plain };
 // Whether the functions below take this dtype and head_dim on the current device; they refuse others by name.
 bool attention_supported(DType dtype, int64_t head_dim, AttentionKernel kernel = AttentionKernel::automatic);
 
-// Queries of each sequence before `first_query` may be left out: those of its tile of 128 queries and of
-// later ones are read and written.
+// Queries before `first_query` (0 where there are several sequences) may be left out: those of its tile of
+// 128 queries and of later ones are read and written.
 void attention_forward(const Tensor& out, const Tensor& lse, const Tensor& q, const Tensor& k,
                        const Tensor& v, const SequenceView& sequences, const AttentionPattern& pattern,
                        int64_t head_dim, cudaStream_t stream,

@@ -66,20 +66,17 @@ struct Work {
 
   __device__ Work(const AttentionGradientArguments<uint16_t>& a, int64_t item) : runs(a.pattern) {
     runs.num_sinks = 0;
-    const int64_t tiles = (a.max_length + keys - 1) / keys;
-    sequence = item / (tiles * a.num_heads);
-    int64_t rest = item % (tiles * a.num_heads);
-    const int64_t section = rest / (a.heads_at_once * tiles);
+    const int64_t slots = slots_of(a, keys), section = item / (a.heads_at_once * slots);
     const int64_t heads = min(a.heads_at_once, a.num_heads - section * a.heads_at_once);
-    rest -= section * a.heads_at_once * tiles;
+    const int64_t rest = item - section * a.heads_at_once * slots;
+    const SlotTile at(a.offsets, a.sequences, slots - 1 - rest / heads, keys);
     head = static_cast<int>(section * a.heads_at_once + rest % heads);
     parts = static_cast<int>(a.num_heads / a.num_kv_heads);
     kv_head = head / parts;
     part = head % parts;
-    tile = static_cast<int>(tiles - 1 - rest / heads);
-    start = a.offsets[sequence];
-    length = static_cast<int>(a.offsets[sequence + 1] - start);
-    first_key = tile * keys;
+    sequence = at.sequence, start = at.start, length = at.length;
+    first_key = at.first;
+    tile = first_key / keys;
     last_key = min(first_key + keys, length) - 1;
   }
   __device__ bool empty() const { return first_key >= length; }
@@ -170,6 +167,7 @@ __device__ void accumulate(const AttentionGradientArguments<uint16_t>& a, const 
         wait_for_turn(a.turn + slot, turn);
         asm volatile("fence.proxy.async;" ::: "memory");
       }
+      __syncwarp();
       barrier_sync(sums, sum_threads);
       uint16_t* d_q = a.d_q.data + (w.start + tile * queries) * a.d_q.stride + w.head * D;
       const int valid = min(queries, w.length - tile * queries);
@@ -186,6 +184,7 @@ __device__ void accumulate(const AttentionGradientArguments<uint16_t>& a, const 
                                          (__uint_as_float(part.w) + before.w) * a.scale)};
         *reinterpret_cast<uint2*>(d_q + row * a.d_q.stride + column) = rounded;
       }
+      __syncwarp();
       barrier_arrive(freed, backward_threads);
     }
   }
@@ -503,7 +502,11 @@ __global__ void __launch_bounds__(backward_threads, 1)
   extern __shared__ char unaligned[];
   const uint32_t memory = (shared_address(unaligned) + 1023) & ~1023u;
   char* generic = unaligned + (memory - shared_address(unaligned));
-  if (threadIdx.x == 0) new (generic + BackwardShared<D>::work) Work(a, atomicAdd(a.ticket, 1));
+  if (threadIdx.x < 32) {
+    const int ticket = threadIdx.x == 0 ? atomicAdd(a.ticket, 1) : 0;
+    const Work drawn(a, __shfl_sync(~0u, ticket, 0));
+    if (threadIdx.x == 0) new (generic + BackwardShared<D>::work) Work(drawn);
+  }
   __syncthreads();
   const Work& w = *reinterpret_cast<const Work*>(generic + BackwardShared<D>::work);
   if (w.empty()) return;
@@ -526,8 +529,7 @@ void launch(const AttentionGradientArguments<uint16_t>& a, cudaStream_t stream) 
   check_attention(
       cudaFuncSetAttribute(backward_kernel<D>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared),
       "attention backward");
-  const int64_t tiles = (a.max_length + keys - 1) / keys;
-  const unsigned blocks = attention_blocks(tiles * a.num_heads * a.sequences, "attention backward");
+  const unsigned blocks = attention_blocks(slots_of(a, keys) * a.num_heads, "attention backward");
   backward_kernel<D><<<blocks, backward_threads, shared, stream>>>(a);
   check_attention(cudaGetLastError(), "attention backward");
 }

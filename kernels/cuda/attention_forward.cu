@@ -103,16 +103,10 @@ __global__ void __launch_bounds__(forward_threads, 1) forward_kernel(AttentionAr
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   extern __shared__ char unaligned[];
   const uint32_t q = (shared_address(unaligned) + 1023) & ~1023u, buffers = q + tile_bytes<D>;
-  const int tiles = static_cast<int>(forward_tiles(a.max_length, a.first_query));
-  const int last = static_cast<int>(a.max_length - 1) / queries_per_block;
-  const int first = (last - static_cast<int>(blockIdx.x) % tiles) * queries_per_block;
-  const int head = static_cast<int>(blockIdx.x / tiles % a.num_heads);
-  const int64_t sequence = blockIdx.x / tiles / a.num_heads;
-  const int64_t start = a.offsets[sequence];
-  const int length = static_cast<int>(a.offsets[sequence + 1] - start);
-  if (first >= length) return;
+  const QueryBlock w(a);
+  if (w.empty()) return;
+  const auto [start, first, head, length, valid] = w;
   const int thread = threadIdx.x, lane = thread & 31, warp = thread >> 5, group = thread >> 7;
-  const int valid = min(queries_per_block, length - first);
   auto* bounds =
       reinterpret_cast<RowBounds*>(unaligned + (q - shared_address(unaligned)) + 5 * tile_bytes<D>);
 
@@ -227,8 +221,7 @@ void launch(const AttentionArguments<uint16_t>& a, cudaStream_t stream) {
   check_attention(
       cudaFuncSetAttribute(forward_kernel<D>, cudaFuncAttributeMaxDynamicSharedMemorySize, forward_shared<D>),
       "attention forward");
-  const int64_t tiles = forward_tiles(a.max_length, a.first_query);
-  const unsigned blocks = attention_blocks(tiles * a.num_heads * a.sequences, "attention forward");
+  const unsigned blocks = attention_blocks(forward_slots(a) * a.num_heads, "attention forward");
   forward_kernel<D><<<blocks, forward_threads, forward_shared<D>, stream>>>(a);
   check_attention(cudaGetLastError(), "attention forward");
 }

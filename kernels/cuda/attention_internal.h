@@ -25,21 +25,25 @@ struct AttentionArguments {
   int64_t num_heads, num_kv_heads;
   AttentionPattern pattern;
   float scale;              // 1 / sqrt(D)
-  int64_t first_query = 0;  // of each sequence: the forward leaves out tiles before it
+  int64_t first_query = 0;  // the forward leaves out tiles before it; 0 where there are several sequences
 };
 
-// The forward works on tiles of this many queries.
-constexpr int64_t forward_tile = 128;
-// How many of a sequence, the longest one.
-SINKLORA_HOST_DEVICE inline int64_t forward_tiles(int64_t max_length, int64_t first_query) {
-  return (max_length + forward_tile - 1) / forward_tile - first_query / forward_tile;
-}
-
-// Query tiles and query chunks of a batch are counted without reading the offsets: those of sequence s begin
-// at offsets[s] / size + s, which leaves at most one unused slot a sequence.
-constexpr int64_t query_tile = 64, key_tile = 128;
+// The tiles of a batch, of `size` rows each, are counted without reading the offsets: those of sequence s
+// begin at slot offsets[s] / size + s, which leaves at most one unused slot a sequence. Kernels are launched
+// over slots: a row of one long document and many short ones is no more work than its tokens.
 SINKLORA_HOST_DEVICE inline int64_t slot_base(int64_t offset, int64_t sequence, int64_t size) {
   return offset / size + sequence;
+}
+template <class T>
+SINKLORA_HOST_DEVICE int64_t slots_of(const AttentionArguments<T>& a, int64_t size) {
+  return slot_base(a.tokens, a.sequences, size);
+}
+
+// Rows of the forward's query tiles; of the backward's query tiles and key tiles.
+constexpr int64_t forward_tile = 128, query_tile = 64, key_tile = 128;
+// Query tiles of one head in a forward.
+SINKLORA_HOST_DEVICE inline int64_t forward_slots(const AttentionArguments<uint16_t>& a) {
+  return slots_of(a, forward_tile) - a.first_query / forward_tile;
 }
 
 template <class T>

@@ -70,26 +70,6 @@ __device__ __forceinline__ void store_rows(uint16_t* to, int64_t stride, int val
   store_tile<D, 16, 32>(to, stride, tile + row * D * 2, valid, lane);
 }
 
-// The block of 128 queries that forward and dQ work on, later queries of a head first since they see more
-// keys.
-struct QueryBlock {
-  int64_t sequence, start;
-  int first, head, length, valid;
-
-  __device__ QueryBlock(const AttentionArguments<uint16_t>& a, int64_t item) {
-    const int64_t tiles = forward_tiles(a.max_length, a.first_query);
-    first = static_cast<int>((a.max_length - 1) / queries_of_block - item % tiles) * queries_of_block;
-    head = static_cast<int>(item / tiles % a.num_heads);
-    sequence = item / tiles / a.num_heads;
-    start = a.offsets[sequence];
-    length = static_cast<int>(a.offsets[sequence + 1] - start);
-    valid = min(queries_of_block, length - first);
-  }
-};
-inline int64_t query_blocks(const AttentionArguments<uint16_t>& a) {
-  return forward_tiles(a.max_length, a.first_query) * a.num_heads * a.sequences;
-}
-
 // The tiles of 64 keys of such a block, in ascending order: first those of the sinks, then those of the run.
 struct KeyWalk {
   KeyIntervals keys;

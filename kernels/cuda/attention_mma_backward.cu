@@ -28,8 +28,8 @@ __global__ void __launch_bounds__(mma_threads, 1) query_kernel(AttentionGradient
   extern __shared__ __align__(128) char generic[];
   const uint32_t memory = shared_address(generic), second = memory + 2 * mma_tile_bytes<D>;
   auto* bounds = reinterpret_cast<RowBounds*>(generic + 4 * mma_tile_bytes<D>);
-  const QueryBlock w(a, blockIdx.x);
-  if (w.first >= w.length) return;
+  const QueryBlock w(a);
+  if (w.empty()) return;
   const int thread = threadIdx.x, lane = thread & 31, row = (thread >> 5) * 16, first = w.first + row;
   const KeyWalk walk(a.pattern, w);
 
@@ -106,18 +106,16 @@ struct KeyShared {  // byte offsets
 };
 static_assert(KeyShared<128>::bytes <= 99 * 1024, "what compute capability 8.6 gives a block");
 
-// 64 keys of a KV head, the first ones of all heads and sequences first.
+// 64 keys of a KV head, the first ones of all heads first.
 struct KeyBlock {
   int64_t start;
   int kv_head, length, first, last;
 
-  __device__ KeyBlock(const AttentionArguments<uint16_t>& a, int64_t item) {
-    const int64_t side_by_side = a.num_kv_heads * a.sequences,
-                  sequence = item % side_by_side / a.num_kv_heads;
-    kv_head = static_cast<int>(item % a.num_kv_heads);
-    start = a.offsets[sequence];
-    length = static_cast<int>(a.offsets[sequence + 1] - start);
-    first = static_cast<int>(item / side_by_side) * mma_tile;
+  __device__ explicit KeyBlock(const AttentionArguments<uint16_t>& a) {
+    const auto heads = static_cast<unsigned>(a.num_kv_heads);
+    const SlotTile tile(a.offsets, a.sequences, blockIdx.x / heads, mma_tile);
+    kv_head = static_cast<int>(blockIdx.x % heads);
+    start = tile.start, first = tile.first, length = tile.length;
     last = min(first + mma_tile, length) - 1;
   }
 };
@@ -232,7 +230,7 @@ __global__ void __launch_bounds__(mma_threads, 1) key_kernel(AttentionGradientAr
   using S = KeyShared<D>;
   extern __shared__ __align__(128) char generic[];
   const uint32_t memory = shared_address(generic);
-  const KeyBlock w(a, blockIdx.x);
+  const KeyBlock w(a);
   if (w.first >= w.length) return;
   const int thread = threadIdx.x, lane = thread & 31, warp = thread >> 5;
   const int row = warp % 4 * 16, half = warp / 4;  // this warp's keys, its half of the queries
@@ -302,10 +300,11 @@ void launch(const AttentionGradientArguments<uint16_t>& a, cudaStream_t stream) 
       name);
   check_attention(
       cudaFuncSetAttribute(key_kernel<D>, cudaFuncAttributeMaxDynamicSharedMemorySize, key_shared), name);
-  query_kernel<D><<<attention_blocks(query_blocks(a), name), mma_threads, query_shared<D>, stream>>>(a);
+  const unsigned query_blocks = attention_blocks(forward_slots(a) * a.num_heads, name);
+  query_kernel<D><<<query_blocks, mma_threads, query_shared<D>, stream>>>(a);
   check_attention(cudaGetLastError(), name);
-  const int64_t blocks = (a.max_length + mma_tile - 1) / mma_tile * a.num_kv_heads * a.sequences;
-  key_kernel<D><<<attention_blocks(blocks, name), mma_threads, key_shared, stream>>>(a);
+  const unsigned key_blocks = attention_blocks(slots_of(a, mma_tile) * a.num_kv_heads, name);
+  key_kernel<D><<<key_blocks, mma_threads, key_shared, stream>>>(a);
   check_attention(cudaGetLastError(), name);
 }
 

@@ -22,8 +22,8 @@ __global__ void __launch_bounds__(mma_threads, 1) forward_kernel(AttentionArgume
   extern __shared__ __align__(128) char generic[];
   const uint32_t memory = shared_address(generic), second = memory + 2 * mma_tile_bytes<D>;
   auto* bounds = reinterpret_cast<RowBounds*>(generic + 4 * mma_tile_bytes<D>);
-  const QueryBlock w(a, blockIdx.x);
-  if (w.first >= w.length) return;
+  const QueryBlock w(a);
+  if (w.empty()) return;
   const int thread = threadIdx.x, lane = thread & 31, row = (thread >> 5) * 16, first = w.first + row;
   const KeyWalk walk(a.pattern, w);
 
@@ -76,7 +76,7 @@ void launch(const AttentionArguments<uint16_t>& a, cudaStream_t stream) {
   check_attention(
       cudaFuncSetAttribute(forward_kernel<D>, cudaFuncAttributeMaxDynamicSharedMemorySize, forward_shared<D>),
       "attention forward, mma");
-  const unsigned blocks = attention_blocks(query_blocks(a), "attention forward, mma");
+  const unsigned blocks = attention_blocks(forward_slots(a) * a.num_heads, "attention forward, mma");
   forward_kernel<D><<<blocks, mma_threads, forward_shared<D>, stream>>>(a);
   check_attention(cudaGetLastError(), "attention forward, mma");
 }

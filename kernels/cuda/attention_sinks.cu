@@ -59,18 +59,16 @@ struct SinkShared {
 
 // One chunk of queries of one head.
 struct SinkWork {
-  int64_t start, slot;
+  int64_t sequence, start, slot;
   int head, length, first, end;
 
-  __device__ SinkWork(const AttentionGradientArguments<uint16_t>& a, int64_t item) {
-    const int64_t chunks = (a.max_length + a.chunk - 1) / a.chunk;
-    const int64_t sequence = item / chunks / a.num_heads;
-    head = static_cast<int>(item / chunks % a.num_heads);
-    start = a.offsets[sequence];
-    length = static_cast<int>(a.offsets[sequence + 1] - start);
-    first = static_cast<int>(item % chunks * a.chunk);
+  __device__ explicit SinkWork(const AttentionGradientArguments<uint16_t>& a) {
+    const int64_t slots = slots_of(a, a.chunk);
+    slot = blockIdx.x % slots;
+    head = static_cast<int>(blockIdx.x / slots);
+    const SlotTile tile(a.offsets, a.sequences, slot, a.chunk);
+    sequence = tile.sequence, start = tile.start, first = tile.first, length = tile.length;
     end = min(first + static_cast<int>(a.chunk), length);
-    slot = slot_base(start, sequence, a.chunk) + item % chunks;
   }
 };
 
@@ -194,13 +192,12 @@ __global__ void __launch_bounds__(sink_threads) sinks_kernel(AttentionGradientAr
   const uint32_t memory = shared_address(generic);
   auto* ends = reinterpret_cast<int*>(generic + S::ends);
   auto* delta = reinterpret_cast<float*>(generic + S::delta);
-  const SinkWork w(a, blockIdx.x);
+  const SinkWork w(a);
   if (w.first >= w.end) return;
   const int thread = threadIdx.x, lane = thread & 31, column = (thread >> 5) * 16;
   const int64_t kv_column = w.head / (a.num_heads / a.num_kv_heads) * D;
   const int sinks = static_cast<int>(a.pattern.num_sinks);
-  const int64_t chunks = (a.max_length + a.chunk - 1) / a.chunk;
-  const int64_t tile_base = slot_base(w.start, blockIdx.x / chunks / a.num_heads, query_tile);
+  const int64_t tile_base = slot_base(w.start, w.sequence, query_tile);
   for (int sink = 0; sink < sinks; sink += SINKS) {
     float d_k[SINKS / 16][2][4] = {}, d_v[SINKS / 16][2][4] = {};
     const int valid_sinks = min(sinks, w.length) - sink;
@@ -285,8 +282,7 @@ void launch_sinks_of(const AttentionGradientArguments<uint16_t>& a, cudaStream_t
   check_attention(
       cudaFuncSetAttribute(sinks_kernel<SINKS, D>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared),
       "attention backward, sinks");
-  const int64_t chunks = (a.max_length + a.chunk - 1) / a.chunk;
-  const unsigned blocks = attention_blocks(chunks * a.num_heads * a.sequences, "attention backward, sinks");
+  const unsigned blocks = attention_blocks(slots_of(a, a.chunk) * a.num_heads, "attention backward, sinks");
   sinks_kernel<SINKS, D><<<blocks, sink_threads, shared, stream>>>(a);
   check_attention(cudaGetLastError(), "attention backward, sinks");
 }

@@ -6,6 +6,43 @@
 
 namespace sinklora::cuda {
 
+// The tile of a slot (attention_internal.h). All lanes of a warp ask together, for the same one: a step of
+// the search reads 32 offsets at once, and one sequence takes no step.
+struct SlotTile {
+  int64_t sequence = 0, start;
+  int length, first;  // of the sequence; the tile's first row, behind the end in an unused slot
+
+  __device__ SlotTile(const int64_t* offsets, int64_t sequences, int64_t slot, int64_t size) {
+    for (int64_t count = sequences; count > 1;) {  // it is one of `count` from `sequence` on
+      const int64_t step = (count + 31) / 32, skipped = (threadIdx.x & 31) * step, at = sequence + skipped;
+      const bool begun = skipped < count && slot_base(offsets[at], at, size) <= slot;
+      const int64_t passed = (__popc(__ballot_sync(~0u, begun)) - 1) * step;
+      sequence += passed;
+      count = min(step, count - passed);
+    }
+    start = offsets[sequence];
+    length = static_cast<int>(offsets[sequence + 1] - start);
+    first = static_cast<int>((slot - slot_base(start, sequence, size)) * size);
+  }
+};
+
+// The block of 128 queries that the forward and mma's dQ work on, later queries of a head first since they
+// see more keys.
+struct QueryBlock {
+  int64_t start;
+  int first, head, length, valid;
+
+  __device__ explicit QueryBlock(const AttentionArguments<uint16_t>& a) {
+    const auto slots = static_cast<unsigned>(forward_slots(a)),
+               last = static_cast<unsigned>(slots_of(a, forward_tile)) - 1;
+    const SlotTile tile(a.offsets, a.sequences, last - blockIdx.x % slots, forward_tile);
+    head = static_cast<int>(blockIdx.x / slots);
+    start = tile.start, first = tile.first, length = tile.length;
+    valid = min(static_cast<int>(forward_tile), length - first);
+  }
+  __device__ bool empty() const { return valid <= 0; }
+};
+
 // Keys that one query sees: [0, low_end) and [begin, end).
 struct RowBounds {
   int low_end, begin, end, unused;

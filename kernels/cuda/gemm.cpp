@@ -15,7 +15,7 @@ cudaDataType_t library_type(DType type) {
 
 // Bytes that the address is a multiple of, up to 256.
 int alignment_of(const void* address) {
-  return 1 << std::min(8, std::countr_zero(reinterpret_cast<uintptr_t>(address) | 256u));
+  return 1 << std::countr_zero(reinterpret_cast<uintptr_t>(address) | 256u);
 }
 
 // A single row may have any stride, yet the library wants at least a row's length.

@@ -264,6 +264,19 @@ TEST_CASE("GPU attention in bf16: long sequences") {
   check_case({"sf", {1500, 2600}, 4, 4, 64, 512, 300});
 }
 
+// Blocks find their sequence by its slot: among up to 32 in one step, among more in several; empty ones have
+// a slot too.
+TEST_CASE("GPU attention in bf16: rows of very many sequences") {
+  std::vector<int64_t> few, many;
+  for (int64_t i = 0; i < 33; ++i) few.push_back(i == 20 ? 700 : i * 37 % 130);
+  for (int64_t i = 0; i < 1100; ++i) many.push_back(i % 500 == 499 ? 257 : i * 5 % 7);
+  for (const auto& lengths : {few, many}) {
+    check_case({"full", lengths, 4, 2, 64});
+    check_case({"sf", lengths, 4, 4, 128, 100, 20});
+  }
+  check_case({"s2-wrap", few, 4, 1, 64, 64});
+}
+
 TEST_CASE("GPU attention in bf16: grouped query heads") {
   check_case({"sf", {700}, 32, 8, 64, 128, 4});
   check_case({"s2", {700}, 9, 3, 64, 130});
@@ -279,8 +292,10 @@ TEST_CASE("GPU attention in f32") {
 }
 
 TEST_CASE("GPU attention: the same bits on every run") {
+  std::vector<int64_t> packed(40, 50);
+  packed[30] = 2000;
   for (const Case& c : {Case{"full", {3000, 1100}, 8, 4, 128}, Case{"sf", {4274}, 8, 8, 128, 1024, 64},
-                        Case{"s2-wrap", {4097}, 8, 8, 64, 512}}) {
+                        Case{"sf", packed, 8, 4, 64, 512, 20}, Case{"s2-wrap", {4097}, 8, 8, 64, 512}}) {
     INFO(c.name());
     AttentionBuffers b(c.dtype, c.lengths, c.heads, c.kv_heads, c.dim,
                        pattern_of(c.pattern, c.heads, c.group, c.sinks));

@@ -64,20 +64,26 @@ double median_ms(Run run) {
 struct Case {
   std::string pattern;
   int64_t heads, kv_heads, context, dim, sinks = 0;
+  int64_t short_documents = 0;  // of 256 tokens each, behind one long one
 };
 void measure(const Case& c) {
-  AttentionBuffers b(DType::bf16, {c.context}, c.heads, c.kv_heads, c.dim,
+  std::vector<int64_t> lengths(static_cast<size_t>(c.short_documents), 256);
+  lengths.insert(lengths.begin(), c.context - 256 * c.short_documents);
+  AttentionBuffers b(DType::bf16, lengths, c.heads, c.kv_heads, c.dim,
                      pattern_of(c.pattern, c.heads, c.context / 4, c.sinks));
   fill(b.qkv);
   fill(b.d_out);
-  const double flops = visible_pairs(b.pattern, c.heads, c.context) * static_cast<double>(c.dim) * 1e-9;
+  double pairs = 0;
+  for (const int64_t length : lengths) pairs += visible_pairs(b.pattern, c.heads, length);
+  const double flops = pairs * static_cast<double>(c.dim) * 1e-9;
   for (const AttentionKernel kernel : kernels_for(DType::bf16, c.dim)) {
     b.use(kernel);
     const double forward = median_ms([&] { b.forward(); }), backward = median_ms([&] { b.backward(); });
     fmt::print(
-        "{:<6} {:<5} {:>2}/{:<2} {:>4} {:>6} {:>4}  {:8.3f} ms {:6.1f} TFLOP/s  {:8.3f} ms {:6.1f} TFLOP/s  "
+        "{:<6} {:<5} {:>2}/{:<2} {:>4} {:>6} {:>9} {:>4}  {:8.3f} ms {:6.1f} TFLOP/s  {:8.3f} ms {:6.1f} "
+        "TFLOP/s  "
         "{:7.1f} MiB\n",
-        name_of(kernel), c.pattern, c.heads, c.kv_heads, c.dim, c.context, c.sinks, forward,
+        name_of(kernel), c.pattern, c.heads, c.kv_heads, c.dim, c.context, lengths.size(), c.sinks, forward,
         4 * flops / forward, backward, 10 * flops / backward,
         static_cast<double>(b.workspace->bytes()) / (1 << 20));
   }
@@ -87,7 +93,7 @@ void measure(const Case& c) {
 
 TEST_CASE("timing of attention" * doctest::skip()) {
   fmt::print(
-      "kernel pattern heads dim context sinks   forward                     backward                   "
+      "kernel pattern heads dim context documents sinks   forward                     backward           "
       "scratch\n");
   for (const int64_t context : {8192, 16384, 32768})
     for (const Case& c : {Case{"full", 32, 32, context, 128},
@@ -99,6 +105,10 @@ TEST_CASE("timing of attention" * doctest::skip()) {
   measure({"sf", 32, 8, 8192, 128, 4});
   measure({"full", 32, 32, 8192, 64});
   measure({"sf", 32, 32, 8192, 64, 4});
+  for (const int64_t documents : {32, 96}) {
+    measure({"full", 32, 32, 32768, 128, 0, documents});
+    measure({"sf", 32, 32, 32768, 128, 4, documents});
+  }
 }
 
 }  // namespace sinklora::test

@@ -200,20 +200,40 @@ class Scripts:
         if ended.returncode == 0 or (self.folder / "out-failed" / "records.jsonl").exists():
             say(f"{script}: a program that fails does not stop it")
 
-    def check_miniature(self) -> None:
+    def miniature(self, table: str, program, *more) -> subprocess.CompletedProcess:
         data = self.folder / "data"
+        words = [sys.executable, HERE / "miniature.py", table, "--books", data / "books", "--maths", data / "books", "--model",
+                 data / "llama3", "--tokenizer", data / "long-prompt.txt", "--out", self.folder / "miniature", "--jobs", "1",
+                 "--program", program, *more]
+        return subprocess.run(words, capture_output=True, text=True, env={"PYTHONDONTWRITEBYTECODE": "1"})
+
+    def check_miniature(self) -> None:
+        before = files(self.folder)
         for table in "A", "B":
-            words = [sys.executable, HERE / "miniature.py", table, "--books", data / "books", "--maths", data / "books", "--model", data,
-                     "--tokenizer", data / "long-prompt.txt", "--out", self.folder / "miniature", "--jobs", "1", "--dry-run",
-                     "--program", self.program.path]
-            ended = subprocess.run(words, capture_output=True, text=True, env={"PYTHONDONTWRITEBYTECODE": "1"})
+            ended = self.miniature(table, self.program.path, "--dry-run")
             if ended.returncode:
                 say(f"miniature: {ended.stderr[-500:]}")
-            commands = [line for line in ended.stdout.splitlines() if line.startswith(str(self.program.path))]
+            commands = ended.stdout.splitlines()
             if not commands:
                 say("miniature: no commands")
             for line in commands:
                 self.program.check("miniature", line)
+        if files(self.folder) != before:
+            say("miniature: --dry-run has changed files")
+
+    def check_miniature_restart(self) -> None:
+        """Rows of other settings or inputs do not join a table."""
+        rows, book = self.folder / "miniature" / "rows.jsonl", self.folder / "data" / "books" / "train" / "a.txt"
+        for _ in range(2):
+            ended = self.miniature("B", self.stand_in)
+            if ended.returncode or len(rows.read_text().splitlines()) != 29:
+                say(f"miniature: ended with {ended.returncode}: {ended.stdout[-300:]}{ended.stderr[-500:]}")
+        if "--steps was 40" not in self.miniature("B", self.stand_in, "--steps", "9").stderr:
+            say("miniature: rows of other settings are taken")
+        book.write_text("more")
+        if "--books was" not in self.miniature("B", self.stand_in).stderr:
+            say("miniature: rows of other texts are taken")
+        book.write_text("")
 
 
 def check_published(script: str) -> paper_table.Table:
@@ -243,7 +263,7 @@ def check_results(folder: pathlib.Path) -> None:
     results = HERE.parents[1] / "docs" / "results"
     page = (results / "README.md").read_text()
     for name in "A", "B":
-        rows = miniature_report.read(results / f"miniature-{name.lower()}.jsonl")
+        rows = paper_table.read_records(results / f"miniature-{name.lower()}.jsonl")
         lines = miniature_report.markdown(rows, list(rows[0]["ppl"])).splitlines()
         for line in lines[:1] + lines[2:]:
             # The page may leave out columns at the end.
@@ -272,6 +292,7 @@ def main() -> None:
         scripts.check_other_inputs(found[-1])
         scripts.check_failure(found[0])
         scripts.check_miniature()
+        scripts.check_miniature_restart()
         check_results(pathlib.Path(folder))
     check_ratios()
     if breaches:

@@ -10,12 +10,14 @@ evaluated with full attention on held-out texts. In B interpolation hurts the mo
 mend it: first every weight settles into the new positions, on rows of 4096; every row goes on from there. DIR holds train/ and heldout/, as scripts/assets/prepare_texts.py makes them.
 
 Rows are run in the order of their weight; a row that is in RUN/rows.jsonl is not run again, and --minutes stops before the row that
-would end too late: start it again to go on. --dry-run prints the commands. RUN/table.md is rewritten after every row.
-Cost: A 6.5 minutes on one H100 (0.11 GPU-hours) but for its last four rows, B 28, of which the first four rows take 8. Python 3, nothing else.
+would end too late: start it again to go on, with the same settings and inputs, which RUN/settings.json holds. --dry-run prints the
+commands. RUN/table.md is rewritten after every row; a row says with which commit, precision and data it was measured.
+Cost: A 8 minutes on one H100 (0.13 GPU-hours), B 28, of which the first four rows take 8. Python 3, nothing else.
 """
 import argparse
 import concurrent.futures
 import dataclasses
+import hashlib
 import json
 import pathlib
 import subprocess
@@ -77,21 +79,25 @@ class Runner(Commands):
         return ["--device", self.args.device, "--precision", self.args.precision]
 
     def evaluate(self, model, adapter, scaling: str, lengths: dict[str, list[int]], log: pathlib.Path) -> dict:
-        """{text: {context: perplexity}}, some processes at a time."""
+        """Perplexities {text: {context: }}, and how they were measured; some processes at a time."""
         def one(text: str, context: int):
             result = log.parent / f"{log.stem}-{text}-{context}.json"
             self.run("eval", "ppl", "--model", model, *(["--adapter", adapter] if adapter else ["--rope-scaling", scaling]),
                      "--data", self.out / "data" / f"{text}-{context}", "--context", context, "--protocol", "blocks", *self.device(),
                      "--json", result, log=log.with_suffix(f".{text}-{context}.txt"))
-            return text, context, 0.0 if self.args.dry_run else json.loads(result.read_text())["ppl"]
+            return text, context, None if self.args.dry_run else json.loads(result.read_text())
 
         found: dict = {text: {} for text in lengths}
+        how: dict = {"model": model.name, "adapter": adapter and adapter.name, "data_hash": {}}
         with concurrent.futures.ThreadPoolExecutor(self.args.jobs) as pool:
             tasks = [pool.submit(one, text, n) for text, contexts in lengths.items() for n in sorted(contexts, reverse=True)]
             for task in tasks:
-                text, context, ppl = task.result()
-                found[text][str(context)] = ppl
-        return found
+                text, context, result = task.result()
+                if result:
+                    found[text][str(context)] = result["ppl"]
+                    how |= {name: result.get(name) for name in ("protocol", "attention", "rope_scaling", "precision", "device", "commit")}
+                    how["data_hash"][f"{text}-{context}"] = result.get("data_hash")
+        return {"ppl": found, "eval": how}
 
     def train(self, row: Row, model, data, out: pathlib.Path, settings: list) -> dict:
         self.run("train", "--model", model, "--data", data, "--out", out, *row.options.split(), "--trainable", row.trainable,
@@ -116,7 +122,7 @@ class Runner(Commands):
 
         for name, (start, scaling) in untuned.items():
             if not any(entry["row"] == name for entry in known):
-                record({"row": name, "seed": 0, "ppl": self.evaluate(start, None, scaling, lengths, self.out / "eval" / file_name(name))})
+                record({"row": name, "seed": 0, **self.evaluate(start, None, scaling, lengths, self.out / "eval" / file_name(name))})
         first = next(iter(untuned.values()))[0]
         longest = 0.0
         for row in todo:
@@ -131,12 +137,31 @@ class Runner(Commands):
             out = self.out / "runs" / name  # which stands for its newest checkpoint
             trained = self.train(row, start, data, out, [*settings[row.trainable], "--rope-scaling", row.scaling])
             if row.trainable == "full":
-                ppl = self.evaluate(out, None, "auto", lengths, self.out / "eval" / name)
+                measured = self.evaluate(out, None, "auto", lengths, self.out / "eval" / name)
             else:
-                ppl = self.evaluate(start, out, "", lengths, self.out / "eval" / name)
-            record({"row": row.name, "seed": row.seed, "trainable": row.trainable, "options": row.options, **trained, "ppl": ppl})
+                measured = self.evaluate(start, out, "", lengths, self.out / "eval" / name)
+            record({"row": row.name, "seed": row.seed, "trainable": row.trainable, "options": row.options, **trained, **measured})
             longest = max(longest, time.time() - begun)
-            print(f"{row.name}, seed {row.seed}: {ppl} in {time.time() - begun:.1f} s", flush=True)
+            if not self.args.dry_run:
+                print(f"{row.name}, seed {row.seed}: {measured['ppl']} in {time.time() - begun:.1f} s", flush=True)
+
+
+def keep_settings(args) -> None:
+    """What RUN was begun with, names of folders aside: rows of other settings or inputs would stand in one table with the old ones."""
+    def content(path: pathlib.Path) -> str:
+        files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+        return hashlib.sha256(repr([(str(file.relative_to(path)), file.stat().st_size) for file in files]).encode()).hexdigest()[:16]
+
+    asked = {name: getattr(args, name) for name in ("table", "steps", "before", "shrink", "most", "precision")}
+    asked |= {name: content(path) for name in ("books", "maths", "tokenizer", "model") if (path := getattr(args, name))}
+    kept = args.out / "settings.json"
+    if not kept.exists():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.write_text(json.dumps(asked, indent=1) + "\n")
+    for name, before in json.loads(kept.read_text()).items():
+        if before != asked.get(name):
+            sys.exit(f"{kept}: --{name} was {before} when {args.out} was begun, and is {asked.get(name)} now; rows of both would be "
+                     "mixed: go on with what it was, or take another --out")
 
 
 def texts(folder: pathlib.Path, part: str, most: int | None = None) -> list[pathlib.Path]:
@@ -150,9 +175,10 @@ def table_a(runner: Runner) -> None:
     args, scale = runner.args, runner.args.shrink
     short, context = 1024 // scale, 4096 // scale
     model = runner.out / "model"
-    model.mkdir(parents=True, exist_ok=True)
-    (model / "config.json").write_text(json.dumps(MODEL_A | {"max_position_embeddings": short}, indent=1))
-    (model / "tokenizer.model").write_bytes(args.tokenizer.read_bytes())
+    if not args.dry_run:
+        model.mkdir(parents=True, exist_ok=True)
+        (model / "config.json").write_text(json.dumps(MODEL_A | {"max_position_embeddings": short}, indent=1))
+        (model / "tokenizer.model").write_bytes(args.tokenizer.read_bytes())
     short_data = runner.tokenize("train", model, texts(args.books, "train", args.most), short)
     data = runner.tokenize("train", model, texts(args.books, "train", args.most), context)
     contexts = [context, context // 2, short]
@@ -223,6 +249,8 @@ def main() -> None:
         parser.error("B needs --maths and --model")
     args.steps = args.steps or {"A": 200, "B": 40}[args.table]
     args.before = args.before or {"A": 1000, "B": 400}[args.table]
+    if not args.dry_run:
+        keep_settings(args)
     runner = Runner(args)
     try:
         (table_a if args.table == "A" else table_b)(runner)

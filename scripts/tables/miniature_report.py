@@ -9,18 +9,16 @@ same samples in the same order.
 """
 import argparse
 import html
-import json
 import math
 import pathlib
 import statistics
+import sys
 
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+from paper_table import read_records  # noqa: E402
 
 AS_THEY_ARE = ("untuned", "settled")  # how the names of rows begin that no pattern of attention has trained
 ELSEWHERE = "not settled"  # how the names of rows end that began at another model: their gap would say nothing of attention
-
-
-def read(path: pathlib.Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def merged(rows: list[dict]) -> dict[str, dict]:
@@ -144,7 +142,7 @@ def main() -> None:
     parser.add_argument("--plots", type=pathlib.Path)
     parser.add_argument("--name", default="table")
     args = parser.parse_args()
-    rows = read(args.rows)
+    rows = read_records(args.rows)
     print(markdown(rows, list(rows[0]["ppl"])), end="")
     if args.plots:
         plots(rows, args.plots, args.name)

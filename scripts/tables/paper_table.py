@@ -41,6 +41,7 @@ class Commands:
 
     def __init__(self, program, dry_run: bool, end: float | None = None):
         self.program, self.dry_run, self.end = str(program), dry_run, end
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the program that runs is ended, too
 
     def run(self, *command, log: pathlib.Path) -> None:
         words = [self.program, *[str(word) for word in command]]
@@ -49,8 +50,16 @@ class Commands:
             return
         log.parent.mkdir(parents=True, exist_ok=True)
         limit = None if self.end is None else max(1.0, self.end - time.time())
-        with open(log, "a") as to:
-            code = subprocess.run(words, stdout=to, stderr=subprocess.STDOUT, timeout=limit).returncode
+        with open(log, "a") as to, subprocess.Popen(words, stdout=to, stderr=subprocess.STDOUT) as program:
+            try:
+                code = program.wait(limit)
+            except BaseException:  # also sys.exit() out of a signal's handler
+                program.terminate()  # a training saves where it is
+                try:
+                    program.wait(60)
+                except subprocess.TimeoutExpired:
+                    program.kill()
+                raise
         if code != 0:
             sys.exit(f"{shlex.join(words)}\nended with {code}; its output is in {log}:\n" + log.read_text()[-800:])
 
@@ -439,5 +448,4 @@ def main(table: Table, description: str) -> None:
         p.error("--gpus, --shrink and --stride are at least 1")
     if args.rows and not any(word in row.name for row in table.rows for word in args.rows):
         p.error(f"--rows {' '.join(args.rows)}: no row has such a name; there are: " + ", ".join(row.name for row in table.rows))
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # subprocess.run ends its child then
     Paper(table, args).make()

@@ -27,7 +27,7 @@ read -ra runs <<<"${RUNS:-sf:lora+:2e-3 full:lora+:2e-3 sf:full:1e-3}"
 train_books=("$books"/train/*.txt) held_out_books=("$books"/heldout/*.txt)
 [ -n "$dry" ] || [ -x "$program" ] || { echo "sft_retrieval: no $program; build it, or set SINKLORA_BIN" >&2 && exit 2; }
 [ -n "$dry" ] || [ -f "${held_out_books[0]}" ] || { echo "sft_retrieval: no $books/heldout/*.txt" >&2 && exit 2; }
-mkdir -p "$out" || exit 1
+[ -n "$dry" ] || mkdir -p "$out" || exit 1
 failed=()
 
 # part NAME RESULT COMMAND...: skipped when RESULT is there already; its output goes to NAME.log.

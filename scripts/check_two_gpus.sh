@@ -153,15 +153,20 @@ for precision in fp32 bf16; do
   same shard-bits-$precision lora-$precision lora-$precision-shard adapter_model.safetensors
 done
 
-evaluate() { # NAME GPUS
-  limited "$1" 100 "$program" eval ppl --model "$model" --data "$out/data" --context 1024 --protocol sliding --device "$device" \
-    --precision bf16 --gpus "$2" --json "$out/$1.json"
+evaluation() { # NAME FIELD VERB OPTION...: the same record from one GPU and from two
+  local name=$1 field=$2 gpus
+  for gpus in 1 2; do
+    limited "$name-$gpus" 100 "$program" eval "${@:3}" --model "$model" --device "$device" --precision bf16 --gpus $gpus \
+      --json "$out/$name-$gpus.json" || break
+  done
+  if cmp -s "$out/$name-1.json" "$out/$name-2.json"; then
+    note "$name" ok "$field $(field "$name-1" "$field" | head -n 1) on one GPU and on two"
+  else
+    note "$name" FAILED "one: $(field "$name-1" "$field"), two: $(field "$name-2" "$field"); $(tail -n 1 "$out/$name-2.log")"
+  fi
 }
-if evaluate eval-1 1 && evaluate eval-2 2 && cmp -s "$out/eval-1.json" "$out/eval-2.json"; then
-  note eval ok "perplexity $(field eval-1 ppl) on one GPU and on two"
-else
-  note eval FAILED "one: $(field eval-1 ppl), two: $(field eval-2 ppl); $(tail -n 1 "$out/eval-2.log")"
-fi
+evaluation eval-ppl ppl ppl --data "$out/data" --context 1024 --protocol sliding
+evaluation eval-passkey accuracy passkey --max-tokens 1600 --interval 800 --trials 4
 
 # ---- ranks that die or stop
 memory_used() { [ "$device" != cuda ] || nvidia-smi --query-gpu=memory.used --format=csv,noheader,nounits | sort -n | tail -n 1; }

@@ -6,15 +6,18 @@
 Of each script, with folders that hold nothing: the commands of --dry-run have a verb and options that the program's --help knows, words
 it allows and everything it requires; a dry run leaves every file as it was; the cost in the script's header is what the dry run adds up;
 published numbers stand in cells that the table has. With a stand-in for the program: a second run calls it for nothing, a run whose last
-record is lost calls it once, a program that fails leaves no record, and records of another precision or other data are not taken.
+record is lost calls it once, a program that fails leaves no record, and records of another precision, other data or
+another model are not taken, and those of a folder that was moved are.
 The published numbers of SinkLoRA's table 7 make its 92 % and 39 %.
 miniature.py's commands are checked as well, and docs/results against its raw rows: tables and plots, which are well-formed XML. Prints every breach; exit code 1 if there is one.
 """
 import argparse
 import importlib
+import json
 import pathlib
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -109,10 +112,12 @@ class Scripts:
         self.program, self.folder = program, folder
         for name in MODELS:
             (folder / "models" / name).mkdir(parents=True)
+            (folder / "models" / name / "config.json").write_text("{}")
+            (folder / "models" / name / "model.safetensors").write_text(f"weights of {name}")
         for name in DATA:
             path = folder / "data" / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text("")
+            path.write_text(name)
         (folder / "bin").mkdir()
         self.stand_in = folder / "bin" / "program"
         self.stand_in.write_text(STAND_IN)
@@ -183,17 +188,50 @@ class Scripts:
                 say(f"{script}: one record lost, and {calls} commands run instead of {wanted}: {ended.stderr[-300:]}")
 
     def check_other_inputs(self, script: str) -> None:
-        """Old records are not passed off as results of another precision or of other data."""
-        if "--precision was bf16" not in self.run(script, self.stand_in, "out", "--precision", "fp32").stderr:
-            say(f"{script}: records of another precision are taken")
-        data = self.folder / "data" / DATA[0]
-        before = data.read_bytes()
-        data.write_bytes(before + b"more")
-        if DATA[0] not in self.run(script, self.stand_in, "out").stderr:
-            say(f"{script}: records of other data are taken")
-        data.write_bytes(before)
-        if self.run(script, self.stand_in, "out").returncode or self.called():
-            say(f"{script}: inputs are as they were, and its records are not taken")
+        """Old records are not passed off as results of another precision, of other data or of another model, wherever these lie."""
+        def refused(what: str, wanted: str, *more) -> None:
+            ended = self.run(script, self.stand_in, "out", *more)
+            if not ended.returncode or wanted not in ended.stderr or self.called():
+                say(f"{script}: records of {what} are taken: {ended.stderr[-500:]}")
+
+        def taken(what: str, *more) -> None:
+            ended = self.run(script, self.stand_in, "out", *more)
+            if ended.returncode or self.called():
+                say(f"{script}: {what}, and its records are not taken: {ended.stderr[-500:]}")
+        refused("another precision", "--precision was bf16", "--precision", "fp32")
+        stream = self.folder / "data" / DATA[0]
+        before = stream.read_bytes()
+        stream.write_bytes(before + b"more")
+        refused("other data", DATA[0])
+        stream.write_bytes(before)
+        taken("inputs are as they were")
+
+        data, models = self.folder / "moved" / "data", self.folder / "moved" / "models"
+        shutil.copytree(self.folder / "data", data)
+        shutil.copytree(self.folder / "models", models)
+        there = "--data", data, "--models", models
+        taken("inputs were moved", *there)
+        (data / DATA[0]).write_bytes(before[:-1] + b"x")
+        refused("other data of the same size in another folder", DATA[0], *there)
+        (data / DATA[0]).unlink()
+        (data / "redpajama").mkdir()
+        (data / "redpajama" / "a.jsonl").write_text("{}")
+        refused("a text in place of a stream", "redpajama/a.jsonl", *there)
+        shutil.copy(stream, data / DATA[0])
+        (data / "proof-pile" / "test_sampled_data.bin").write_text("of no use to this table")
+        taken("what it does not use has changed", *there)
+        for file, text in ("config.json", "[]"), ("model.safetensors", f"Weights of {MODELS[0]}"):
+            was = (models / MODELS[0] / file).read_text()
+            (models / MODELS[0] / file).write_text(text)
+            refused(f"a model with another {file}", f"{MODELS[0]}: {file}", *there)
+            (models / MODELS[0] / file).write_text(was)
+        taken("the model is as it was", *there)
+
+        inputs = self.folder / "out" / "inputs.json"
+        now = inputs.read_text()
+        inputs.write_text(json.dumps({"--precision": "bf16", "--device": "cuda", str(stream): stream.stat().st_size}))
+        refused("what an earlier version did not write down", "remove that file")
+        inputs.write_text(now)
 
     def check_failure(self, script: str) -> None:
         ended = self.run(script, "false", "out-failed")

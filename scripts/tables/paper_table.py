@@ -12,6 +12,8 @@ that was interrupted goes on from its newest checkpoint. --dry-run prints the co
 """
 import argparse
 import dataclasses
+import functools
+import hashlib
 import json
 import math
 import pathlib
@@ -84,6 +86,23 @@ def training_summary(out: pathlib.Path) -> dict:
     late = steps[len(steps) // 2:]
     return {"step_ms": statistics.median(s["step_ms"] for s in late), "mem_gib": max(s["mem_gib"] for s in steps),
             "train_loss": statistics.mean(s["loss"] for s in late), "tokens": steps[-1]["tokens"]}
+
+
+@functools.cache  # most files have more than one use
+def identity(path: pathlib.Path) -> str:
+    """Size and a sum of the content: of all of it up to 1 MiB, else of 16 pieces from end to end."""
+    size, piece, digest = path.stat().st_size, 1 << 16, hashlib.sha256()
+    with open(path, "rb") as file:
+        for i in range(16):
+            file.seek(max(0, size - piece) * i // 15 if size > 16 * piece else i * piece)
+            digest.update(file.read(piece))
+    return f"{size} bytes {digest.hexdigest()[:16]}"
+
+
+def files_of(path: pathlib.Path) -> list[pathlib.Path]:
+    """A file itself; of a folder, the shards, weights, settings and tokenizers in it."""
+    found = path.rglob("*") if path.is_dir() else [path]
+    return sorted(f for f in found if f == path or (f.is_file() and f.suffix in (".h5", ".json", ".model", ".safetensors")))
 
 
 def gap_closed(s2: float, ppl: float, full: float) -> float | None:
@@ -193,16 +212,26 @@ class Paper:
     def model(self, run: Run) -> pathlib.Path:
         return self.args.models / self.folders.get(run.model, run.model)
 
+    def name(self, run: Run) -> str:
+        """Of its model, in keys, which are names of files as well."""
+        return self.folders.get(run.model, run.model).replace("/", "-")
+
     def data(self, run: Run, name: str) -> pathlib.Path:
         folder = self.args.data / ("llama3" if "Llama-3" in run.model else "") / name
         stream = folder.with_name(folder.name + ".bin")
         return folder if "Llama-3" in run.model or (list(folder.glob("*.h5")) and not stream.exists()) else stream
 
+    def protocol(self, column: Column) -> str:
+        return column.protocol or self.args.protocol
+
+    def test_data(self, run: Run, column: Column) -> pathlib.Path:
+        return self.data(run, column.data) if column.kind == "ppl" else self.args.data / column.data
+
     def machine(self) -> list:
         return ["--device", self.args.device, "--precision", self.args.precision]
 
     def key(self, run: Run) -> str:
-        name = f"{self.folders.get(run.model, run.model)}-{run.context}"
+        name = f"{self.name(run)}-{run.context}"
         if run.untuned():
             return f"{name}-untuned"
         length = f"{run.epochs}epochs" if run.epochs else f"{run.steps}"
@@ -273,7 +302,7 @@ class Paper:
         run = self.settings(row, column)
         context = column.context // self.args.shrink
         test = self.words(f"{row.test} {run.options if column.test == 'same' else column.test}").replace("--attention full", "").strip()
-        protocol = column.protocol or self.args.protocol
+        protocol = self.protocol(column)
         how = f"{protocol}{self.args.stride if protocol != 'blocks' else ''}" if column.kind == "ppl" else column.kind
         key = f"{self.key(run)} @ {slug(column.data)}-{context}-{how}-{slug(test) or 'full'}"
         if key in self.known:
@@ -299,10 +328,10 @@ class Paper:
         """Verb, options, and the word in its JSON that is wanted."""
         if column.kind == "ppl":
             stride = [] if protocol == "blocks" else ["--stride", self.args.stride]
-            return "eval ppl", ["--data", self.data(run, column.data), "--context", context, "--protocol", protocol, *stride,
+            return "eval ppl", ["--data", self.test_data(run, column), "--context", context, "--protocol", protocol, *stride,
                                 "--gpus", self.args.gpus], "ppl"
         if column.kind == "speed":
-            return "generate", ["--prompt-file", self.args.data / column.data, "--context", context,
+            return "generate", ["--prompt-file", self.test_data(run, column), "--context", context,
                                 "--max-new-tokens", 512 // self.args.shrink], "decode_tokens_per_s"
         trials = ["--template", "llama2", "--trials", 50] if column.kind == "topics" else ["--trials", 10]
         return f"eval {column.kind}", ["--max-tokens", context, "--interval", context, *trials, "--gpus", self.args.gpus], "accuracy"
@@ -321,17 +350,26 @@ class Paper:
             return f"no {self.model(row.run)}"
         return ""
 
+    def cells(self) -> list[tuple[Run, Column]]:
+        """What is run."""
+        return [(self.settings(row, column), column) for row in self.table.rows if not self.reason(row)
+                for column in self.table.cells(row)]
+
+    def used_data(self) -> dict[str, list[pathlib.Path]]:
+        """Files and folders, by what they are used for."""
+        found = {}
+        for run, column in self.cells():
+            family = "llama3/" if "Llama-3" in run.model else ""
+            if column.kind in ("ppl", "speed"):
+                how = self.protocol(column) if column.kind == "ppl" else column.kind
+                found[f"{how} on {family}{column.data} at {column.context // self.args.shrink}"] = [self.test_data(run, column)]
+            if not run.untuned():
+                found[f"training on {family}{run.data} at {run.context}"] = self.source(run)
+        return found
+
     def missing(self) -> list[str]:
         """Files that would be missed only after hours of training."""
-        wanted = set()
-        for row in self.table.rows:
-            for column in [] if self.reason(row) else self.table.cells(row):
-                run = self.settings(row, column)
-                if column.kind in ("ppl", "speed"):
-                    wanted.add(self.data(run, column.data) if column.kind == "ppl" else self.args.data / column.data)
-                if not run.untuned():
-                    wanted.add(self.source(run)[0])
-        return sorted(str(path) for path in wanted if not path.exists())
+        return sorted({str(path) for paths in self.used_data().values() for path in paths if not path.exists()})
 
     def make(self) -> None:
         if not self.args.dry_run:
@@ -355,15 +393,29 @@ class Paper:
         else:
             print(self.write(found))
 
+    def inputs(self) -> dict[str, dict]:
+        """What keys do not say: settings, and the files of models and data by their paths there, so that either folder may be moved."""
+        found = {"settings": {"--precision": self.args.precision, "--device": self.args.device, "--shrink": self.args.shrink}}
+        for run, _ in self.cells():
+            folder = self.model(run)
+            found[f"model {self.name(run)}"] = {str(f.relative_to(folder)): identity(f) for f in files_of(folder)}
+        for use, paths in self.used_data().items():
+            found[use] = {str(f.relative_to(self.args.data)): identity(f) for path in paths for f in files_of(path)}
+        return found
+
     def keep_inputs(self) -> None:
-        """Records do not say what they were made from: this folder's precision, device and data are those of its first run."""
+        """Records do not say what they were made from: this folder's settings, models and data are those that it began with."""
         path = self.out / "inputs.json"
-        files = sorted(f for f in self.args.data.rglob("*") if f.suffix in (".bin", ".json", ".jsonl", ".h5"))
-        now = {"--precision": self.args.precision, "--device": self.args.device} | {str(f): f.stat().st_size for f in files}
-        before = json.loads(path.read_text()) if path.exists() else {}
-        changed = [f"{name} was {before[name]} and is {value}" for name, value in now.items() if before.get(name, value) != value]
+        before, now = json.loads(path.read_text()) if path.exists() else {}, self.inputs()
+        if before and "settings" not in before:
+            sys.exit(f"{path}: an earlier version wrote it, and did not say of which models. If {self.out} holds results of these "
+                     "--models and --data, remove that file and run again; else take another --out")
+        changed = [f"{use}: {name} was {before[use].get(name, 'not there')} and is {now[use].get(name, 'not there')}"
+                   for use in sorted(before.keys() & now.keys()) for name in sorted(before[use].keys() | now[use].keys())
+                   if before[use].get(name) != now[use].get(name)]
         if changed:
-            sys.exit(f"{self.out} holds results of something else: " + "; ".join(changed) + ". Take another --out, or put it back")
+            more = f"; and {len(changed) - 5} more" if len(changed) > 5 else ""
+            sys.exit(f"{self.out} holds results of something else: {'; '.join(changed[:5])}{more}. Take another --out, or put it back")
         self.out.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(before | now, indent=1))
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Checks the scripts of the papers' tables without a model, a text or a GPU; some seconds.
+"""Checks the scripts of the papers' tables without a large model, a text or a GPU; some seconds.
 
     python scripts/tables/check_tables.py --program build/sinklora
 
@@ -7,11 +7,13 @@ Of each script, with folders that hold nothing: the commands of --dry-run have a
 it allows and everything it requires; a dry run leaves every file as it was; the cost in the script's header is what the dry run adds up;
 published numbers stand in cells that the table has. With a stand-in for the program: a second run calls it for nothing, a run whose last
 record is lost calls it once, a program that fails leaves no record, and records of another precision, other data or
-another model are not taken, and those of a folder that was moved are.
+another model are not taken, and those of a folder that was moved are. The program itself, with assets/tiny-llama, runs a table by
+--protocol blocks; without shards of every context nothing is begun.
 The published numbers of SinkLoRA's table 7 make its 92 % and 39 %.
 miniature.py's commands are checked as well, and docs/results against its raw rows: tables and plots, which are well-formed XML. Prints every breach; exit code 1 if there is one.
 """
 import argparse
+import array
 import importlib
 import json
 import pathlib
@@ -24,6 +26,7 @@ import tempfile
 import xml.etree.ElementTree
 
 HERE = pathlib.Path(__file__).resolve().parent
+TINY = HERE.parents[1] / "assets" / "tiny-llama"
 sys.path.insert(0, str(HERE))
 import miniature_report  # noqa: E402
 import paper_table  # noqa: E402
@@ -152,6 +155,7 @@ class Scripts:
         if not self.dry(script)[0]:
             say(f"{script}: no commands")
         self.dry(script, "--every-weight", "--s2", "s2-wrap", "--protocol", "distributed")
+        self.dry(script, "--protocol", "blocks")
         for wanted, more in (r"Cost: about ([\d,]+) GPU-hours", []), (r"--published-only: about ([\d,]+)", ["--published-only"]):
             said = re.search(wanted, header)
             if not said and not more:
@@ -232,6 +236,33 @@ class Scripts:
         inputs.write_text(json.dumps({"--precision": "bf16", "--device": "cuda", str(stream): stream.stat().st_size}))
         refused("what an earlier version did not write down", "remove that file")
         inputs.write_text(now)
+
+    def check_blocks(self, script: str) -> None:
+        """The program itself, with a small model, takes the commands of --protocol blocks: streams serve every context, shards one."""
+        data, models, text = self.folder / "blocks" / "data", self.folder / "blocks" / "models", self.folder / "blocks" / "text"
+        models.mkdir(parents=True)
+        for name in MODELS:
+            (models / name).symlink_to(TINY, target_is_directory=True)
+        text.write_text("It was late. The rain fell on the harbour, and nobody spoke. " * 20)
+        for name in "redpajama", "proof-pile/test_sampled_data":
+            (data / name).parent.mkdir(parents=True, exist_ok=True)
+            (data / f"{name}.bin").write_bytes(array.array("H", list(text.read_bytes())).tobytes())
+        tests = [f"{test}-{context}" for test in ("pg19/test", "llama3/pg19/test", "llama3/proof-pile/test_sampled_data")
+                 for context in (64, 96, 128)]
+        for name in [*tests, "llama3/redpajama-128"]:
+            (data / name).parent.mkdir(parents=True, exist_ok=True)
+            subprocess.run([self.program.path, "tokenize", "--tokenizer", TINY, "--input", text, "--context", name.split("-")[-1],
+                            "--out", data / name], check=True, capture_output=True)
+        there = ["--data", data, "--models", models, "--protocol", "blocks", "--device", "cpu", "--precision", "fp32", "--gpus", "1",
+                 "--shrink", "64", "--steps", "1", "--global-batch", "1", "--rows", "S2-Attn"]
+        ended = self.run(script, self.program.path, "out-blocks", *there)
+        if ended.returncode:
+            say(f"{script}: --protocol blocks ended with {ended.returncode}: {ended.stdout[-300:]}{ended.stderr[-800:]}")
+        for path in (data / tests[4]).iterdir():
+            path.unlink()
+        ended = self.run(script, self.stand_in, "out-no-blocks", *there)
+        if not ended.returncode or tests[4] not in ended.stderr or self.called():
+            say(f"{script}: --protocol blocks begins without {tests[4]}: {ended.stderr[-500:]}")
 
     def check_failure(self, script: str) -> None:
         ended = self.run(script, "false", "out-failed")
@@ -329,6 +360,7 @@ def main() -> None:
         scripts.check_lost_record(found[-1])
         scripts.check_other_inputs(found[-1])
         scripts.check_failure(found[0])
+        scripts.check_blocks("sinklora_table2")
         scripts.check_miniature()
         scripts.check_miniature_restart()
         check_results(pathlib.Path(folder))

@@ -5,7 +5,8 @@ A table script gives rows, columns and published numbers to main(); everything e
   --data DIR     redpajama.bin (a uint16 stream), or redpajama/*.jsonl, which is tokenized for every context; longalpaca-plus.json;
                  pg19/validation.bin, pg19/test.bin, proof-pile/test_sampled_data.bin: LongLoRA's files, or folders of shards of the
                  same names without .bin. LLaMA-3's ids do not fit uint16: its evaluation data are folders of shards in DIR/llama3/,
-                 its training data redpajama/*.jsonl, or shards in DIR/llama3/redpajama-CONTEXT/.
+                 its training data redpajama/*.jsonl, or shards. What is trained on, and what --protocol blocks measures, is shards
+                 of exactly its context: a folder NAME-CONTEXT for each, as llama3/redpajama-8192, llama3/pg19/test-4096.
   --out DIR      may be that of other tables: what one has trained or measured, the others take
 OUT/records.jsonl gets a line for every training and measurement that ended well, and what has a line is not run again. A training
 that was interrupted goes on from its newest checkpoint. --dry-run prints the commands that are left and their cost, and writes nothing.
@@ -97,6 +98,10 @@ def identity(path: pathlib.Path) -> str:
             file.seek(max(0, size - piece) * i // 15 if size > 16 * piece else i * piece)
             digest.update(file.read(piece))
     return f"{size} bytes {digest.hexdigest()[:16]}"
+
+
+def has_shards(folder: pathlib.Path) -> bool:
+    return any(folder.glob("*.h5"))
 
 
 def files_of(path: pathlib.Path) -> list[pathlib.Path]:
@@ -216,16 +221,20 @@ class Paper:
         """Of its model, in keys, which are names of files as well."""
         return self.folders.get(run.model, run.model).replace("/", "-")
 
-    def data(self, run: Run, name: str) -> pathlib.Path:
+    def data(self, run: Run, name: str, context: int = 0) -> pathlib.Path:
+        """A stream, which serves every context, or shards: of this one, if one is given."""
         folder = self.args.data / ("llama3" if "Llama-3" in run.model else "") / name
-        stream = folder.with_name(folder.name + ".bin")
-        return folder if "Llama-3" in run.model or (list(folder.glob("*.h5")) and not stream.exists()) else stream
+        shards, stream = folder.with_name(f"{folder.name}-{context}" if context else folder.name), folder.with_name(folder.name + ".bin")
+        sharded = "Llama-3" in run.model or not stream.exists() and (has_shards(shards) or has_shards(folder))
+        return shards if sharded else stream
 
     def protocol(self, column: Column) -> str:
         return column.protocol or self.args.protocol
 
     def test_data(self, run: Run, column: Column) -> pathlib.Path:
-        return self.data(run, column.data) if column.kind == "ppl" else self.args.data / column.data
+        if column.kind != "ppl":
+            return self.args.data / column.data
+        return self.data(run, column.data, column.context // self.args.shrink if self.protocol(column) == "blocks" else 0)
 
     def machine(self) -> list:
         return ["--device", self.args.device, "--precision", self.args.precision]
@@ -262,11 +271,10 @@ class Paper:
         """Training data: instructions or texts to tokenize, else a stream, which serves every context, or shards of this one."""
         if run.data.startswith("longalpaca"):
             return [self.args.data / f"{run.data}.json"]
-        path = self.data(run, run.data)
+        path = self.data(run, run.data, run.context)
         if path.suffix == ".bin" and path.exists():
             return [path]
-        texts = sorted((self.args.data / run.data).glob("*.jsonl"))
-        return texts or [path if path.suffix == ".bin" else path.with_name(f"{path.name}-{run.context}")]
+        return sorted((self.args.data / run.data).glob("*.jsonl")) or [path]
 
     def tokenized(self, run: Run) -> pathlib.Path:
         source = self.source(run)
@@ -369,12 +377,12 @@ class Paper:
 
     def missing(self) -> list[str]:
         """Files that would be missed only after hours of training."""
-        return sorted({str(path) for paths in self.used_data().values() for path in paths if not path.exists()})
+        return sorted({str(path) for paths in self.used_data().values() for path in paths if not (path.is_file() or has_shards(path))})
 
     def make(self) -> None:
         if not self.args.dry_run:
             if self.missing():
-                sys.exit("not there: " + ", ".join(self.missing()))
+                sys.exit("not there, or without shards: " + ", ".join(self.missing()))
             self.keep_inputs()
         found: dict = {}
         for row in self.table.rows:

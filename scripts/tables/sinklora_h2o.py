@@ -32,7 +32,7 @@ TABLE = Table("sinklora_h2o", [
     Row("full cache", PLAIN, test="--cache full", only=("PPL 1.0", "tokens/s 1.0")),
     Row("H2O", PLAIN, test="--cache h2o"),
     Row("local", PLAIN, test=LOCAL),
-], [Column(f"PPL {b}", N, "pg19/validation-4096", f"--cache-budget {b}", protocol="blocks") for b in BUDGETS]
+], [Column(f"PPL {b}", N, "pg19/validation", f"--cache-budget {b}", protocol="blocks") for b in BUDGETS]
     + [Column(f"tokens/s {b}", N, "long-prompt.txt", f"--cache-budget {b}", "speed") for b in BUDGETS],
     ["No accuracy on OpenBookQA: it wants a multiple-choice test. ROUGE is not in the paper's text."], after)
 

@@ -9,7 +9,6 @@ FULL = {8192: 15000, 16384: 11800, 32768: 7300, 65536: 4750, 98304: 3450}  # mea
 WEIGHTS = {"Llama-2-7b-hf": 1.0, "Llama-2-13b-hf": 0.52, "Meta-Llama-3-8B": 0.9}  # rate over that of LLaMA-2-7B
 # PG19: words of the split, times 1.4. proof-pile: LongLoRA's 128 documents of at least 32,768 tokens.
 TOKENS = {"pg19/validation": 4.2e6, "pg19/test": 9.8e6, "proof-pile/test_sampled_data": 4.2e6}
-TOKENS["pg19/validation-4096"] = TOKENS["pg19/validation"]
 SFT_RECORDS, SFT_TOKENS = 28000, 8000  # LongAlpaca-plus; tokens of a record are a guess
 CACHED = 8000  # tokens/s through a cache in chunks of 32: a guess
 RETRIEVAL_TRIALS = {"topics": 50, "passkey": 10}

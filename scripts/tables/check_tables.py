@@ -9,12 +9,14 @@ published numbers stand in cells that the table has. With a stand-in for the pro
 record is lost calls it once, a program that fails leaves no record, and records of another precision, other data or
 another model are not taken, and those of a folder that was moved are. The program itself, with assets/tiny-llama, runs a table by
 --protocol blocks; without shards of every context nothing is begun.
-The published numbers of SinkLoRA's table 7 make its 92 % and 39 %.
+The published numbers of SinkLoRA's table 7 make its 92 % and 39 %. docs/results/paper_tables.md has every script, with what it costs.
 miniature.py's commands are checked as well, and docs/results against its raw rows: tables and plots, which are well-formed XML. Prints every breach; exit code 1 if there is one.
 """
 import argparse
 import array
+import contextlib
 import importlib
+import io
 import json
 import pathlib
 import re
@@ -328,6 +330,37 @@ def check_ratios() -> None:
             say(f"sinklora_table7: {name} from {zero}: {got}, wanted {wanted}")
 
 
+def hours(scripts: list[str], folder: pathlib.Path, *more) -> dict:
+    """Of dry runs that share an --out, as the index counts them."""
+    args = paper_table.parser("").parse_args([*(f"--{name}={folder}" for name in ("models", "data", "out")), "--dry-run", *more])
+    planned: set[str] = set()
+    sums = {"training": 0.0, "evaluation": 0.0}
+    for script in scripts:
+        paper = paper_table.Paper(importlib.import_module(script).TABLE, args)
+        paper.planned = planned
+        with contextlib.redirect_stdout(io.StringIO()):
+            paper.make()
+        sums = {kind: sums[kind] + paper.hours[kind] for kind in sums}
+    return sums
+
+
+def check_index(scripts: list[str], folder: pathlib.Path) -> None:
+    """Costs in docs/results/paper_tables.md: of each table, and of all into one OUT in tens."""
+    page = " ".join((HERE.parents[1] / "docs" / "results" / "paper_tables.md").read_text().split())
+
+    def pair(scripts: list[str], kinds: tuple, places: int = 0) -> str:
+        whole, published = (sum(hours(scripts, folder, *more)[kind] for kind in kinds) for more in ([], ["--published-only"]))
+        return f"{round(whole, places):,.0f} ({round(published, places):,.0f})"
+    for script in scripts:
+        cost, training = pair([script], ("training", "evaluation")), pair([script], ("training",))
+        found = re.search(rf"`{script}\.py` \| ([^|]*) \|", page)
+        if not found or not found[1].startswith(cost) or ("of which" in found[1] and f", of which {training} are" not in found[1]):
+            say(f"docs/results/paper_tables.md: {script} has '{found and found[1]}', its dry runs add up to {cost}, training {training}")
+    wanted = f"about {pair(scripts, ('training', 'evaluation'), -1)}, of which training is {pair(scripts, ('training',), -1)}."
+    if wanted not in page:
+        say(f"docs/results/paper_tables.md: of all tables it does not say: {wanted}")
+
+
 def check_results(folder: pathlib.Path) -> None:
     results = HERE.parents[1] / "docs" / "results"
     page = (results / "README.md").read_text()
@@ -364,6 +397,7 @@ def main() -> None:
         scripts.check_miniature()
         scripts.check_miniature_restart()
         check_results(pathlib.Path(folder))
+        check_index(found, pathlib.Path(folder))
     check_ratios()
     if breaches:
         sys.exit(f"check_tables: {len(breaches)} breaches")

@@ -41,6 +41,17 @@ void check(const PerplexityCommand& c) {
                c.attention.kind);
 }
 
+// Prompts of instructions are in the text as well, and no protocol of LongLoRA's knows a mask.
+std::vector<int32_t> read_text_to_slide_over(const PerplexityCommand& c, int64_t vocab_size, bool note) {
+  AllTokens all = read_all_tokens(c.data, vocab_size);
+  if (note && all.masked > 0)
+    fmt::print(stderr,
+               "note: {}: {} of {} tokens are masked, as prompts are, and --protocol {} scores them all the "
+               "same; --protocol blocks leaves them out\n",
+               c.data.string(), all.masked, all.ids.size(), c.protocol);
+  return std::move(all.ids);
+}
+
 Perplexity measure(const PerplexityCommand& c, const Dataset& dataset, Llama& model,
                    const PerplexityOptions& options) {
   const int64_t context = c.inference.context;
@@ -48,9 +59,10 @@ Perplexity measure(const PerplexityCommand& c, const Dataset& dataset, Llama& mo
     return perplexity_cached(model, dataset, make_cache_policy(c.cache, context), c.chunk, context, options);
   const AttentionPattern pattern = make_pattern(c.attention, context, model.config().num_heads);
   if (c.protocol == "blocks") return perplexity_blocks(model, dataset, pattern, context, options);
-  return perplexity_sliding(model, read_all_tokens(c.data, model.config().vocab_size), pattern, context,
-                            c.stride, c.protocol == "sliding" ? SlidingRule::eval : SlidingRule::distributed,
-                            options);
+  const bool first = options.ranks->rank() == 0;
+  return perplexity_sliding(model, read_text_to_slide_over(c, model.config().vocab_size, first), pattern,
+                            context, c.stride,
+                            c.protocol == "sliding" ? SlidingRule::eval : SlidingRule::distributed, options);
 }
 
 Json to_json(const PerplexityCommand& c, const Perplexity& result, const RopeScaling& rope,

@@ -205,18 +205,23 @@ std::unique_ptr<Dataset> open_dataset(const fs::path& path, const DatasetOptions
   fail_input("{}: neither a directory of shards, nor .h5, nor .bin", path.string());
 }
 
-std::vector<int32_t> read_all_tokens(const fs::path& path, int64_t vocab_size) {
+AllTokens read_all_tokens(const fs::path& path, int64_t vocab_size) {
   if (path.extension() == ".bin") {
     const TokenStream stream(path);
-    return stream.read(0, stream.size(), vocab_size);
+    return {stream.read(0, stream.size(), vocab_size)};
   }
-  const std::unique_ptr<Dataset> rows = open_dataset(path, {0, vocab_size, false, "", true});
-  std::vector<int32_t> tokens;
+  const std::unique_ptr<Dataset> rows = open_dataset(path, {0, vocab_size, true, "", true});
+  AllTokens all;
   for (int64_t i = 0; i < rows->size(); ++i) {
     const Sample row = rows->read(i);
-    tokens.insert(tokens.end(), row.ids.begin(), row.ids.end());
+    all.ids.insert(all.ids.end(), row.ids.begin(), row.ids.end());
+    // What follows the last token of a document is another one, or nothing: no mask is needed there.
+    for (size_t t = 0; t + 1 < row.ids.size(); ++t)
+      all.masked += row.targets[t] == kNotScored &&
+                    !std::binary_search(row.document_starts.begin(), row.document_starts.end(),
+                                        static_cast<int64_t>(t) + 1);
   }
-  return tokens;
+  return all;
 }
 
 Batch make_batch(const std::vector<Sample>& samples, const std::vector<int64_t>& sample_ids) {

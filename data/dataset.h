@@ -43,7 +43,11 @@ std::unique_ptr<Dataset> open_dataset(const std::filesystem::path& path, const D
 
 // All tokens of a data set behind one another, as the sliding perplexity protocol wants them: a .bin stream
 // as it is, or the real tokens of every row of shards.
-std::vector<int32_t> read_all_tokens(const std::filesystem::path& path, int64_t vocab_size);
+struct AllTokens {
+  std::vector<int32_t> ids;
+  int64_t masked = 0;  // of them: not scored in the shards, though another of their document precedes
+};
+AllTokens read_all_tokens(const std::filesystem::path& path, int64_t vocab_size);
 
 // What one forward pass works on: sequences back to back, no padding.
 struct Batch {

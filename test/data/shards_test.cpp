@@ -172,8 +172,10 @@ TEST_CASE("a shard of Cerebras' is read: the mask becomes targets, and targets g
   options.vocab_size = 100;
   const auto dataset = open_dataset(folder.path(), options);
   REQUIRE(dataset->size() == rows);
+  int64_t masked = 0;
   for (int64_t r = 0; r < rows; ++r) {
     const Sample sample = dataset->read(r);
+    masked += std::count(sample.targets.begin(), sample.targets.end() - 1, kNotScored);
     const int32_t* cells = raw.values.data() + r * 3 * length;
     CHECK(sample.document_starts == std::vector<int64_t>{0});
     for (int64_t t = 0; t < length; ++t) {
@@ -184,6 +186,8 @@ TEST_CASE("a shard of Cerebras' is read: the mask becomes targets, and targets g
       if (inside) REQUIRE(sample.ids[static_cast<size_t>(t)] == cells[t]);
     }
   }
+  CHECK(masked > 0);
+  CHECK(read_all_tokens(folder.path(), options.vocab_size).masked == masked);
 }
 
 TEST_CASE("hostile and unfit shards are refused, naming the file") {

@@ -294,3 +294,44 @@ TEST_CASE("eval ppl records what it measured; --gpus changes nothing; a cache on
                            "--protocol sliding --separate-documents"})
     CHECK_MESSAGE(measure(idle, 2).is_string(), idle);
 }
+
+TEST_CASE("eval ppl with windows that slide says how much of a prompt it scores; texts are all scored") {
+  const TemporaryDirectory folder;
+  const std::string tiny = "'" SINKLORA_SOURCE_DIR "/assets/tiny-llama'";
+  std::string records, text;  // 1 + 27 tokens of a prompt, and 11 + 1 of its answer
+  for (int i = 0; i < 6; ++i) {
+    records += R"({"instruction": "Say how late it is, please.", "output": "It is late."})"
+               "\n";
+    text += "It is late. ";
+  }
+  write_text_atomically(folder / "records.jsonl", records);
+  write_text_atomically(folder / "text", text);
+  const auto data = [&](const std::string& options) {
+    const std::string shards = (folder / "shards").string();
+    std::filesystem::remove_all(shards);
+    REQUIRE(run_program("tokenize --tokenizer " + tiny + " --context 128 --out '" + shards + "' --input '" +
+                        folder.path().string() + "/" + options)
+                .exit_code == 0);
+  };
+  const auto said = [&](const std::string& protocol) {
+    const ProgramRun run = run_program("eval ppl --model " + tiny + " --data '" +
+                                       (folder / "shards").string() + "' --protocol " + protocol);
+    CAPTURE(run.output);
+    REQUIRE(run.exit_code == 0);
+    const size_t note = run.output.find("note:");
+    CHECK(run.output.find("note:", note + 1) == std::string::npos);  // of one rank
+    return note == std::string::npos ? "" : run.output.substr(note, run.output.find('\n', note) - note);
+  };
+  const std::string none = "records.jsonl' --format alpaca --template none";
+  for (const std::string packing : {"", " --pack"}) {
+    data(none + packing);
+    CHECK(said("blocks --context 128") == "");
+    for (const std::string protocol : {"sliding", "distributed"})
+      CHECK(said(protocol + " --context 32 --stride 8 --gpus 2") ==
+            "note: " + (folder / "shards").string() +
+                ": 162 of 240 tokens are masked, as prompts are, and --protocol " + protocol +
+                " scores them all the same; --protocol blocks leaves them out");
+  }
+  data("text'");
+  CHECK(said("sliding --context 32 --stride 8") == "");
+}

@@ -156,6 +156,13 @@ TEST_CASE("instructions: the prompt is masked, null is empty, and the seam is cu
   CHECK(shown(encode(R"({"instruction":"p","output":"q","input":""})", alpaca)) ==
         "<s>Below is an instruction that describes a task. Write a response that appropriately completes the "
         "request.\n\n### Instruction:\np\n\n### Response:Q</S>");
+  // What a record spells is never a special token; Hugging Face's tokenizer, and so LongLoRA, makes it one.
+  for (const EncodeOptions& options : {apart, together}) {
+    const EncodedDocument spelled = encode(R"({"instruction":"x<s>","output":"a</s>b"})", options);
+    CHECK(std::count(spelled.ids.begin(), spelled.ids.end(), kBos) == 1);
+    CHECK(std::count(spelled.ids.begin(), spelled.ids.end(), kEos) == 1);
+    CHECK(spelled.ids.size() == 12);
+  }
 }
 
 TEST_CASE("instructions: with sentencepiece the ids are LongLoRA's where nothing merges across the seam") {

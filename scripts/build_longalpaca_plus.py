@@ -24,8 +24,8 @@ records are taken once. A part that is missing or has too few records is an erro
 is "all"): then questions about --books fill it (sinklora corpus --books), and the record says so.
 
 Writes OUT, a JSON array with a record a line ("source" names its part), in random order, and beside it OUT.record.json:
-seed, counts, and name, size and SHA-256 of every file. Standard library only. Memory: the records taken, and one input
-file if it is an array.
+seed, options that decide the output, counts, the program's version if it made questions, and name, size and SHA-256 of
+every file. Standard library only. Memory: the records taken, and one input file if it is an array.
 """
 import argparse
 import bz2
@@ -41,6 +41,7 @@ import subprocess
 import sys
 import tempfile
 
+DECISIVE = ("total", "continuation", "shortest_longqa", "generate_missing", "shortest", "longest")  # options that decide the output
 PARTS = {"natural-questions": 12320, "redpajama": 7560, "book-summaries": 5040, "longqa": 3080}
 TOTAL = sum(PARTS.values())
 
@@ -189,6 +190,10 @@ def take(part, files, wanted, taken, arguments):
     return {key: pair for _, key, pair in best}, read
 
 
+def version_of(program):
+    return "sinklora " + subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout.strip()
+
+
 def generate(part, count, arguments):
     """`count` questions about the books, by the program; other ones for every part."""
     with tempfile.TemporaryDirectory() as folder:
@@ -260,9 +265,11 @@ def main():
     lines = (json.dumps({"instruction": pair[0], "input": "", "output": pair[1], "source": source}, ensure_ascii=False)
              for _, source, pair in records)
     write_text(arguments.out, "[\n" + ",\n".join(lines) + "\n]\n")
-    used_books = any(part["generated"] for part in parts.values())
-    record = {"name": "LongAlpaca-plus, reconstructed", "seed": arguments.seed, "records": len(records), "parts": parts,
-              "books": [describe(book) for book in arguments.books] if used_books else [], "output": describe(arguments.out)}
+    record = {"name": "LongAlpaca-plus, reconstructed", "seed": arguments.seed,
+              "options": {name: getattr(arguments, name) for name in DECISIVE}, "records": len(records), "parts": parts,
+              "books": [], "output": describe(arguments.out)}
+    if any(part["generated"] for part in parts.values()):
+        record |= {"books": [describe(book) for book in arguments.books], "program": version_of(arguments.program)}
     write_text(arguments.out.with_name(arguments.out.name + ".record.json"), json.dumps(record, indent=1) + "\n")
     print(f"{arguments.out}: {len(records)} records")
 

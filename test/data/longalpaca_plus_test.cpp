@@ -130,6 +130,13 @@ TEST_CASE("LongAlpaca-plus: the paper's shares, whatever the order of the input;
   CHECK(parts.at("natural-questions").at("files")[0].at("unusable") == 1);
   CHECK(parts.at("redpajama").at("files")[0].at("duplicates") == 1);
   CHECK(facts.at("books").empty());
+  CHECK(facts.at("options") == Json{{"total", 28},
+                                    {"continuation", 2000},
+                                    {"shortest_longqa", 4000},
+                                    {"generate_missing", Json::array()},
+                                    {"shortest", 8000},
+                                    {"longest", 32000}});
+  CHECK(!facts.contains("program"));
 
   REQUIRE(build(backwards.all() + backwards.out() + " --total 28").exit_code == 0);
   CHECK(backwards.records() == records);
@@ -170,6 +177,10 @@ TEST_CASE("LongAlpaca-plus: a missing part is an error by name, or generated on 
   CHECK(facts.at("parts").at("natural-questions").at("generated") == 12);
   CHECK(facts.at("parts").at("natural-questions").at("from_files") == 0);
   CHECK(facts.at("books")[0].at("sha256") == sha256_of_file(sources.folder / "book.txt"));
+  CHECK(facts.at("options").at("generate_missing") == Json{"natural-questions"});
+  CHECK(facts.at("options").at("shortest") == 1000);
+  CHECK(facts.at("options").at("longest") == 2000);
+  CHECK(facts.at("program") == "sinklora " SINKLORA_VERSION);
 }
 
 TEST_CASE("LongAlpaca-plus: broken files are errors that name file and place") {

@@ -26,7 +26,7 @@ import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 from miniature_report import markdown  # noqa: E402
-from paper_table import Commands, append_record, read_records, training_summary  # noqa: E402
+from paper_table import Commands, append_record, identity, read_records, training_summary  # noqa: E402
 
 MODEL_A = {  # 41.7M parameters with tied embeddings
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 512, "intermediate_size": 1376,
@@ -150,7 +150,7 @@ def keep_settings(args) -> None:
     """What RUN was begun with, names of folders aside: rows of other settings or inputs would stand in one table with the old ones."""
     def content(path: pathlib.Path) -> str:
         files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
-        return hashlib.sha256(repr([(str(file.relative_to(path)), file.stat().st_size) for file in files]).encode()).hexdigest()[:16]
+        return hashlib.sha256(repr([(str(file.relative_to(path)), identity(file)) for file in files]).encode()).hexdigest()[:16]
 
     asked = {name: getattr(args, name) for name in ("table", "steps", "before", "shrink", "most", "precision")}
     asked |= {name: content(path) for name in ("books", "maths", "tokenizer", "model") if (path := getattr(args, name))}

@@ -1,6 +1,6 @@
 // The CUDA backend: one .cu file per family of ops, one stream, activations in bf16 or f32, statistics,
-// gradients and the optimizer in f32. No floating-point atomics; sums run in orders that follow from the
-// shapes.
+// gradients and the optimizer in f32. No floating-point atomics in an order that may change: sums run in
+// orders that follow from the shapes.
 #pragma once
 
 #include <span>

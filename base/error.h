@@ -17,8 +17,8 @@ enum class ExitCode : int {
   ok = 0,
   usage = 2,         // the command line or a config file is wrong
   input = 3,         // an input file is broken, hostile or does not match
-  does_not_fit = 4,  // `plan`: the run needs more memory than there is
-  non_finite = 5,    // training met NaN or Inf and was told to stop
+  does_not_fit = 4,  // the run, model or cache needs more memory than there is
+  non_finite = 5,    // a loss, gradient or logit is NaN or Inf
   communicator = 6,  // a peer died or disagreed
   internal = 70,     // a defect of this program
   preempted = 75,    // saved on a signal; run again to go on (EX_TEMPFAIL)

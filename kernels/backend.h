@@ -25,8 +25,8 @@ void expect_room(const std::string& device, int64_t bytes, const std::string& wh
 // The type in which frozen matrices are kept.
 DType frozen_dtype(const std::string& precision);
 
-// Bytes a run on this device may take at most: free memory of GPU `index`, which becomes this thread's, or of
-// the one that is, when index is negative; or what the machine or container has left.
+// Free bytes of GPU `index`, which becomes the current one of this thread (negative: of the current one); on
+// the CPU, of the machine or container.
 int64_t available_memory(const std::string& device, int index = -1);
 
 }  // namespace sinklora

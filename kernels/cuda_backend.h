@@ -26,7 +26,7 @@ struct CudaDescription {
 };
 CudaDescription describe_cuda();
 
-// Free bytes of GPU `index`, which becomes this thread's; of the one that is, when index is negative.
+// Free bytes of GPU `index`, which becomes the current one of this thread (negative: of the current one).
 int64_t cuda_available_memory(int index = -1);
 
 }  // namespace sinklora

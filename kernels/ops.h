@@ -207,8 +207,8 @@ class Ops {
   // queries i and the query heads h of a KV head:
   //   mass[slot] += sum_hi p_hi,slot,   new_mass[j] = sum_hi p_hij.
   // q, out: act [n, Hq * D], after RoPE; k, v: act [n, Hkv * D]; lse: stat [Hq, n]; new_mass: stat [Hkv, n]
-  // or empty; cosines, sines: stat [P, D / 2], P >= count + n. Mass changes no bit of out and lse. What lies
-  // in slots from count on is lost.
+  // or empty; cosines, sines: stat [P, D / 2], P >= count + n. Mass changes no bit of out and lse. Slots
+  // from count on may be overwritten.
   virtual void cached_attention(const Tensor& out, const Tensor& lse, const Tensor& new_mass, const Tensor& q,
                                 const Tensor& k, const Tensor& v, const KvCacheView& cache,
                                 const Tensor& cosines, const Tensor& sines, int64_t head_dim) = 0;
@@ -220,8 +220,8 @@ class Ops {
 
   // Both at once for the next token of each of S sequences: row s of q, k, v belongs to steps[s]. counts: i32
   // [S, 2], what steps[s].cache.count and first_position say; a repetition goes by what counts holds then.
-  // q, k, v, out, lse: as cached_attention has them, with S rows (columns of lse). The op before did not
-  // write these caches, which reading them may begin beside.
+  // q, k, v, out, lse: as cached_attention has them, with S rows (columns of lse). The op before must not
+  // write these caches: reading them may begin before it has ended.
   virtual void decode_attention(const Tensor& out, const Tensor& lse, const Tensor& q, const Tensor& k,
                                 const Tensor& v, std::span<const KvStep> steps, const Tensor& counts,
                                 const Tensor& cosines, const Tensor& sines, int64_t head_dim) = 0;

@@ -94,7 +94,7 @@ void rebuild(Ops& ops, const PassContext& pass, const LayerWeights& w, const Blo
     ops.rmsnorm_rebuild(a.mlp_normed, a.x_mid, a.mlp_reciprocal, w.mlp_norm.value);
 }
 
-// x_out = x_mid + down(swiglu(gate_up(norm(x_mid)))): from g.d_x to g.d_normed.
+// x_out = x_mid + down(swiglu(gate_up(norm(x_mid)))): from g.d_x to g.d_normed. W: adapters included.
 void mlp_backward(Ops& ops, const PassContext& pass, const LayerWeights& w, const BlockActivations& a,
                   const BackwardScratch& g) {
   for_each_tile(a.x.rows(), pass.mlp_tile, [&](int64_t begin, int64_t rows) {
@@ -102,9 +102,11 @@ void mlp_backward(Ops& ops, const PassContext& pass, const LayerWeights& w, cons
     const Tensor d_swiglu = g.d_swiglu.row_slice(0, rows), d_gate_up = t.gate_up;  // in place
     if (!a.kept[Kept::gate_up]) ops.linear_forward(t.gate_up, t.gate_up_u, t.normed, w.gate_up.linear());
     if (!a.kept[Kept::swiglu] && w.down.needs_input()) ops.swiglu_forward(t.swiglu, t.gate_up);
+    // d_swiglu [tile, F] = d_x W_down
     ops.linear_backward(d_swiglu, w.down.gradient(), g.d_x.row_slice(begin, rows), t.swiglu, t.down_u,
                         w.down.linear());
-    ops.swiglu_backward(d_gate_up, d_swiglu, t.gate_up);
+    ops.swiglu_backward(d_gate_up, d_swiglu, t.gate_up);  // [tile, 2F]
+    // d_normed [tile, H] = d_gate_up W_gate_up
     ops.linear_backward(g.d_normed.row_slice(begin, rows), w.gate_up.gradient(), d_gate_up, t.normed,
                         t.gate_up_u, w.gate_up.linear());
   });
@@ -141,19 +143,24 @@ void block_backward(Ops& ops, const PassContext& pass, const LayerWeights& w, co
   const LlamaConfig& c = pass.config;
   rebuild(ops, pass, w, a);
   mlp_backward(ops, pass, w, a, g);
+  // d_x [T, H], now that of x_mid
   ops.rmsnorm_backward(g.d_x, w.mlp_norm.gradient, g.d_normed, a.x_mid, a.mlp_reciprocal, w.mlp_norm.value);
 
   // x_mid = x + output(attention(rope(qkv(norm(x)))))
   const Heads heads(c, a.qkv), d_heads(c, g.d_qkv);
+  // d_attention [T, Hq D] = d_x W_output
   ops.linear_backward(g.d_attention, w.output.gradient(), g.d_x, a.attention, a.output_u, w.output.linear());
+  // d_q [T, Hq D]; d_k, d_v [T, Hkv D]
   ops.attention_backward(d_heads.q, d_heads.k, d_heads.v, g.d_attention, heads.q, heads.k, heads.v,
                          a.attention, a.lse, pass.sequences, pass.pattern, c.head_dim);
   ops.rope(d_heads.qk, pass.sequences.positions, pass.cosines, pass.sines, c.head_dim, true);
   if (!a.kept[Kept::attention_norm] && w.qkv.needs_input())
     ops.rmsnorm_rebuild(a.attention_normed, a.x, a.attention_reciprocal, w.attention_norm.value);
   const bool need_normed = input_gradient || w.attention_norm.gradient;
+  // d_normed [T, H] = d_qkv W_qkv
   ops.linear_backward(need_normed ? g.d_normed : Tensor{}, w.qkv.gradient(), g.d_qkv, a.attention_normed,
                       a.qkv_u, w.qkv.linear());
+  // d_x [T, H], now that of x
   if (need_normed)
     ops.rmsnorm_backward(g.d_x, w.attention_norm.gradient, g.d_normed, a.x, a.attention_reciprocal,
                          w.attention_norm.value);

@@ -8,7 +8,7 @@ set -euo pipefail
 packages=(g++ make cmake ninja-build pkg-config
   libopenblas-openmp-dev libhdf5-dev libsentencepiece-dev libpcre2-dev
   libfmt-dev nlohmann-json3-dev libcli11-dev libxxhash-dev libssl-dev
-  doctest-dev librapidcheck-dev)
+  doctest-dev)
 case "${1-}" in
   --dev) packages+=(ccache clang-14 libclang-rt-14-dev libomp-14-dev clang-format-14 clang-tidy-14 debootstrap) ;;
   "") ;;

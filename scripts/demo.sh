@@ -44,7 +44,6 @@ train full
 train s2
 train sf
 
-adapter() { echo "$out/$1/$(cat "$out/$1/latest")"; }
 perplexity() { # NAME CONTEXT [ADAPTER]
   "$program" eval ppl "${where[@]}" --model "$model" ${3:+--adapter "$3"} --data "$out/held-out" --context "$2" --protocol blocks \
     --separate-documents --json "$out/ppl-$1.json" >"$out/ppl-$1.log"
@@ -54,7 +53,7 @@ row() { printf '%-34s %9.4f\n' "$1" "$2"; }
 say "Perplexity of held-out documents, full attention (lower is better)"
 row "untuned, $context tokens" "$(perplexity untuned $context)"
 for name in full s2 sf; do
-  row "fine-tuned with $name, $context tokens" "$(perplexity "$name" $context "$(adapter "$name")")"
+  row "fine-tuned with $name, $context tokens" "$(perplexity "$name" $context "$out/$name")"
 done
 echo "Loss plot: $out/sf/loss.svg"
 
@@ -77,7 +76,7 @@ printf '%s' "${text:0:end+1}" >"$out/prompt.txt"
 say "A reply of the model fine-tuned with sf"
 echo "The prompt has $((end + 1)) bytes and ends with: ...${text:end-60:61}"
 echo "The call sign $sign stands $((farthest + 1)) bytes above and nowhere nearer. The model goes on:"
-"$program" generate "${where[@]}" --model "$model" --adapter "$(adapter sf)" --prompt-file "$out/prompt.txt" --max-new-tokens 60 \
+"$program" generate "${where[@]}" --model "$model" --adapter "$out/sf" --prompt-file "$out/prompt.txt" --max-new-tokens 60 \
   >"$out/reply.txt"
 reply=$(cat "$out/reply.txt")
 printf '%s\n' "$letter$reply"

@@ -3,7 +3,8 @@
 from them the seeds of the tokenizers' fuzz target.
 
 Needs the Python packages tokenizers and sentencepiece. Every text is written here, so the files are the project's own.
-Each NAME.jsonl holds one case a line: {"text", "ids"}, and "special": true where special tokens are parsed.
+Each NAME.jsonl holds one case a line: {"text", "ids"}, and "special": true where special tokens are parsed. prepend.json
+shares those of sentencepiece.model.
     python3 scripts/goldens/make_tokenizer_goldens.py
 """
 import contextlib
@@ -212,6 +213,9 @@ def make_sentencepiece(lines):
                   "end_of_word_suffix": None, "fuse_unk": True, "byte_fallback": True, "ignore_merges": False,
                   "vocab": vocab, "merges": [[left, right] for _, _, _, left, right in merges]}}
     write_json("prepend", document)
+    shared = OUT / "prepend.jsonl"
+    assert shared.read_bytes() == (OUT / "sentencepiece.jsonl").read_bytes()
+    shared.unlink()
 
     document["normalizer"] = None
     document["pre_tokenizer"] = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": True}

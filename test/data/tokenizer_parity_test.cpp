@@ -12,9 +12,10 @@ TEST_CASE("ids equal the reference tokenizers' on hostile text") {
   for (const std::string file : {"gpt2.json", "llama3.json", "smollm.json", "prepend.json", "metaspace.json",
                                  "sentencepiece.model", "normalizing.model"}) {
     CAPTURE(file);
-    const auto path = test::golden("tokenizer/" + file);
-    const auto counts =
-        test::check_cases(*open_tokenizer(path), std::filesystem::path(path).replace_extension(".jsonl"));
+    // prepend.json has the vocabulary of sentencepiece.model, and its reference gave the same ids.
+    const std::string cases_of = file == "prepend.json" ? "sentencepiece.model" : file;
+    const auto cases = test::golden("tokenizer/" + cases_of).replace_extension(".jsonl");
+    const auto counts = test::check_cases(*open_tokenizer(test::golden("tokenizer/" + file)), cases);
     CHECK(counts.texts > 100);
     CHECK(counts.mismatches == 0);
   }

@@ -2,6 +2,7 @@
 
 #include "base/error.h"
 #include "base/machine.h"
+#include "base/progress.h"
 #include "kernels/cuda_backend.h"
 
 namespace sinklora {
@@ -30,7 +31,10 @@ int64_t available_memory(const std::string& device, int index) {
 
 void expect_room(const std::string& device, int64_t bytes, const std::string& what) {
   if (const int64_t available = available_memory(device); bytes > available)
-    fail(ExitCode::does_not_fit, "{} takes {} bytes of memory, {} are available", what, bytes, available);
+    fail(ExitCode::does_not_fit,
+         "{} takes {} of memory, {} are available; give a shorter --context, a smaller --cache-budget, or "
+         "--precision bf16",
+         what, format_bytes(static_cast<double>(bytes)), format_bytes(static_cast<double>(available)));
 }
 
 }  // namespace sinklora

@@ -33,7 +33,9 @@ PinnedMemory allocate_pinned(int64_t bytes) {
   const cudaError_t code = cudaHostAlloc(&memory, static_cast<size_t>(bytes), cudaHostAllocDefault);
   if (code == cudaErrorMemoryAllocation) {
     static_cast<void>(cudaGetLastError());  // this error is handled
-    fail(ExitCode::does_not_fit, "{} bytes of page-locked host memory were asked for and are not there",
+    fail(ExitCode::does_not_fit,
+         "{} bytes of page-locked host memory were asked for and are not there; leave --offload away, or "
+         "free host memory",
          bytes);
   }
   check(code, "cudaHostAlloc");

@@ -80,7 +80,7 @@ TEST_CASE(
 TEST_CASE("generate: a context that no memory holds is refused before it is taken") {
   const auto run = run_program(kGenerate + "--prompt x --context 1000000000");
   CHECK(run.exit_code == 4);
-  CHECK(run.output.find("--context") != std::string::npos);
+  CHECK(run.output.find("; give a shorter --context") != std::string::npos);
 }
 
 TEST_CASE("generate: what it cannot do is refused by name before the model is read") {

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <memory>
 
+#include "cli/attention_options.h"
 #include "cli/cache_options.h"
 #include "cli/option_checks.h"
 #include "cli/output.h"
@@ -16,29 +17,14 @@
 namespace sinklora {
 namespace {
 
-const std::vector<std::string> kPatterns{"full", "fixed", "s2", "s2-wrap", "sf"};
-
 void add_machine(CLI::App& verb, std::string& device, std::string& precision) {
   add_choice(verb, "--device", device, "", {"cpu", "cuda"});
   add_choice(verb, "--precision", precision, "", {"bf16", "fp32"});
 }
 
-void add_pattern(CLI::App& verb, AttentionOptions& attention) {
-  add_number(verb, "--group-ratio", attention.group_ratio, "tokens of a group, as a share of the context",
-             1e-6, 1);
-  add_number(verb, "--shifted-heads", attention.shifted_heads, "share of the heads that stay shifted (sf)", 0,
-             1);
-  add_count(verb, "--sinks", attention.sinks, "first tokens that every token sees (sf)");
-}
-
 void add_repeats(CLI::App& verb, int64_t& warmup, int64_t& repeat) {
   add_count(verb, "--warmup", warmup, "calls before timing", 0, 1000);
   add_count(verb, "--repeat", repeat, "measurements; the median is reported", 1, 1000);
-}
-
-void add_json(CLI::App& verb, std::string& json) {
-  verb.add_option("--json", json, "write the result as JSON to FILE, - for standard output")
-      ->type_name("FILE");
 }
 
 void print_profile(const Json& result) {
@@ -77,8 +63,7 @@ void add_step(CLI::App& bench) {
   add_choice(*verb, "--shape", options->shape, "", shape_names());
   add_count(*verb, "--context", options->context, "tokens of a sample", 2, int64_t{1} << 24);
   add_count(*verb, "--batch", options->batch, "samples of a step", 1, 1 << 20);
-  add_choice(*verb, "--attention", options->attention.kind, "", kPatterns);
-  add_pattern(*verb, options->attention);
+  add_attention_options(*verb, options->attention);
   add_choice(*verb, "--trainable", options->trainable, "", {"lora", "lora+", "full"});
   add_choice(*verb, "--recompute", options->recompute, "", {"auto", "none", "cheap", "block"});
   verb->add_flag("--offload", options->offload, "block inputs wait in host memory");
@@ -116,8 +101,8 @@ void add_attention(CLI::App& bench) {
   const auto options = std::make_shared<AttentionBench>();
   const auto json = std::make_shared<std::string>(), shape = std::make_shared<std::string>();
   add_counts(*verb, "--context", options->contexts, "tokens of a sequence", 1, int64_t{1} << 24);
-  add_choices(*verb, "--patterns", options->patterns, "", kPatterns);
-  add_pattern(*verb, options->attention);
+  add_choices(*verb, "--patterns", options->patterns, "", kAttentionKinds);
+  add_pattern_options(*verb, options->attention);
   add_count(*verb, "--batch", options->batch, "sequences", 1, 1024);
   CLI::Option* named = add_choice(*verb, "--shape", *shape, "heads and head_dim of a model", shape_names());
   add_count(*verb, "--heads", options->heads, "query heads", 1, 1024)->excludes(named);

@@ -60,8 +60,7 @@ void add_chat(CLI::App& app) {
   auto* verb = app.add_subcommand("chat", "talk with a model; a line is a message, /help lists the commands");
   const auto command = std::make_shared<ChatCommand>();
   add_inference_options(*verb, command->inference);
-  verb->add_option("--tokenizer", command->tokenizer, "where the tokenizer is, if not in --model")
-      ->type_name("PATH");
+  add_tokenizer(*verb, command->tokenizer);
   add_choice(*verb, "--template", command->form, "auto: as the model's files tell",
              {"auto", "llama2", "llama3", "chatml", "alpaca"});
   verb->add_option("--system", command->system,

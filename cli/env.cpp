@@ -36,8 +36,7 @@ void print(const Json& environment) {
 void add_env(CLI::App& app) {
   auto json = std::make_shared<std::string>();
   CLI::App& verb = *app.add_subcommand("env", "versions, devices and settings in force");
-  verb.add_option("--json", *json, "write one JSON object to this file (- for standard output)")
-      ->type_name("FILE");
+  add_json(verb, *json);
   verb.footer(
       "Examples:\n"
       "  sinklora env\n"

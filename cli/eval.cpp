@@ -4,6 +4,7 @@
 #include <cmath>
 #include <memory>
 
+#include "cli/attention_options.h"
 #include "cli/cache_options.h"
 #include "cli/inference_options.h"
 #include "cli/option_checks.h"
@@ -13,7 +14,6 @@
 #include "comm/agreement.h"
 #include "data/tokenizer.h"
 #include "eval/perplexity.h"
-#include "model/attention_options.h"
 
 namespace sinklora {
 namespace {
@@ -182,18 +182,15 @@ void add_eval(CLI::App& app) {
   add_inference_options(*verb, command->inference);
   add_measurement(*verb, *command);
   auto* attention = verb->add_option_group("Attention");
-  add_choice(*attention, "--attention", command->attention.kind, "full unless you study a training pattern",
-             {"full", "fixed", "s2", "s2-wrap", "sf"});
-  auto* pattern = attention->get_option("--attention");
-  add_number(*attention, "--group-ratio", command->attention.group_ratio, "", 1e-6, 1)->needs(pattern);
-  add_number(*attention, "--shifted-heads", command->attention.shifted_heads, "", 0, 1)->needs(pattern);
-  add_count(*attention, "--sinks", command->attention.sinks, "")->needs(pattern);
+  CLI::Option* kind =
+      add_attention_options(*attention, command->attention, "full unless you study a training pattern");
+  for (CLI::Option* option : attention->get_options())
+    if (option != kind) option->needs(kind);
   auto* cache = add_cache_options(*verb, command->cache, "--cache-sinks");
   add_count(*cache, "--cache-chunk", command->chunk,
             "tokens that see the cache and one another, then enter it; 1: as a text is generated", 1, 1 << 20)
       ->needs(cache->get_option("--cache"));
-  verb->add_option("--json", command->json, "write the result as JSON to FILE, - for standard output")
-      ->type_name("FILE");
+  add_json(*verb, command->json);
   verb->footer(
       "With --cache, windows go through a cache as texts do that are generated: what it evicts is not seen "
       "again.\n\n"

@@ -132,8 +132,7 @@ CLI::App* add_retrieval(CLI::App& eval, const std::string& name, const std::stri
   c.protocol = name;
   auto* verb = eval.add_subcommand(name, help);
   add_inference_options(*verb, c.inference);
-  verb->add_option("--tokenizer", c.tokenizer, "where the tokenizer is, if not in --model")
-      ->type_name("PATH");
+  add_tokenizer(*verb, c.tokenizer);
   auto* group = verb->add_option_group("Measurement");
   add_count(*group, "--max-tokens", c.retrieval.max_tokens,
             name == "passkey" ? "longest prompt, in LongLoRA's unit of 3.75 characters: with a tokenizer of "
@@ -162,8 +161,7 @@ CLI::App* add_retrieval(CLI::App& eval, const std::string& name, const std::stri
   c.inference.chunk = kPromptChunk;
   add_count(*cache, "--cache-chunk", c.inference.chunk,
             "tokens of a prompt in one pass; they see one another whatever the budget", 1, int64_t{1} << 20);
-  verb->add_option("--json", c.json, "write the result as JSON to FILE, - for standard output")
-      ->type_name("FILE");
+  add_json(*verb, c.json);
   verb->callback([command] {
     resolve_precision(command->inference);
     run(*command);

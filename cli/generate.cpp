@@ -83,8 +83,7 @@ void add_generate(CLI::App& app) {
   auto* verb = app.add_subcommand("generate", "continue a prompt, streaming the text");
   const auto command = std::make_shared<GenerateCommand>();
   add_inference_options(*verb, command->inference);
-  verb->add_option("--tokenizer", command->tokenizer, "where the tokenizer is, if not in --model")
-      ->type_name("PATH");
+  add_tokenizer(*verb, command->tokenizer);
   auto* prompt = verb->add_option("--prompt", command->prompt, "text to continue")->type_name("TEXT");
   verb->add_option("--prompt-file", command->prompt_file, "file with the text to continue")
       ->type_name("FILE")
@@ -92,8 +91,7 @@ void add_generate(CLI::App& app) {
   add_count(*verb, "--context", command->inference.context, "longest text in tokens; 0: prompt and reply", 0,
             int64_t{1} << 30);
   add_generation_options(*verb, command->generation);
-  verb->add_option("--json", command->json, "write reply and timing as JSON to FILE, - for standard output")
-      ->type_name("FILE");
+  add_json(*verb, command->json, "reply and timing");
   verb->add_option("--logits", command->logits,
                    "write the prompt's ids and the logits after each as safetensors to FILE")
       ->type_name("FILE");

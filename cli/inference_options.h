@@ -27,6 +27,10 @@ inline void add_inference_options(CLI::App& verb, InferenceOptions& options) {
   add_device(*group, options.device, options.precision);
 }
 
+inline void add_tokenizer(CLI::App& verb, std::filesystem::path& tokenizer) {
+  verb.add_option("--tokenizer", tokenizer, "where the tokenizer is, if not in --model")->type_name("PATH");
+}
+
 inline void resolve_precision(InferenceOptions& options) {
   options.precision = precision_on(options.device, options.precision);
 }

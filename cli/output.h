@@ -1,6 +1,8 @@
 // Results of verbs that measure: a JSON object for programs, or text for people.
 #pragma once
 
+#include <CLI/CLI.hpp>
+
 #include <cstdio>
 #include <filesystem>
 #include <string>
@@ -9,6 +11,12 @@
 #include "base/json.h"
 
 namespace sinklora {
+
+// --json, for write_result(). `path` must outlive the parser.
+inline CLI::Option* add_json(CLI::App& verb, std::string& path, const std::string& what = "the result") {
+  return verb.add_option("--json", path, "write " + what + " as JSON to FILE, - for standard output")
+      ->type_name("FILE");
+}
 
 // Bytes that are not UTF-8 (a reply cut inside a character) are replaced. --json: "-" prints the object to
 // standard output and returns true (nothing else should be printed there); a file name writes it there and

@@ -61,8 +61,7 @@ void add_plan(CLI::App& app) {
   add_train_options(*verb, *options);
   verb->get_option("--data")->required(false);
   verb->get_option("--out")->required(false);
-  verb->add_option("--json", *json, "write the table as JSON to FILE, - for standard output")
-      ->type_name("FILE");
+  add_json(*verb, *json, "the table");
   verb->footer(
       "Examples:\n"
       "  sinklora plan --model llama-2-7b --context 32768 --recompute block\n"

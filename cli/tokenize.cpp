@@ -130,9 +130,7 @@ void add_tokenize(CLI::App& app) {
       ->group("Output");
   add_count(*verb, "--workers", a.workers, "threads; the result does not depend on it", 1, 1024)
       ->group("Output");
-  verb->add_option("--json", a.json, "the counts as one JSON object; - for standard output")
-      ->type_name("FILE")
-      ->group("Output");
+  add_json(*verb, a.json, "the counts")->group("Output");
 
   verb->footer(
       "Examples:\n"

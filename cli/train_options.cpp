@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include "cli/attention_options.h"
 #include "cli/option_checks.h"
 
 namespace sinklora {
@@ -20,13 +21,7 @@ void add_model_options(CLI::App& verb, TrainOptions& o) {
           "none, auto (position interpolation up to --context), linear:F, dynamic:F, yarn:F or llama3:F")
       ->capture_default_str()
       ->type_name("WORD");
-  add_choice(*group, "--attention", o.attention.kind, "pattern while training; evaluation is always full",
-             {"full", "fixed", "s2", "s2-wrap", "sf"});
-  add_number(*group, "--group-ratio", o.attention.group_ratio, "tokens of a group, as a share of the context",
-             1e-6, 1);
-  add_number(*group, "--shifted-heads", o.attention.shifted_heads,
-             "share of the heads that stay shifted (sf)", 0, 1);
-  add_count(*group, "--sinks", o.attention.sinks, "first tokens that every token sees (sf)");
+  add_attention_options(*group, o.attention, "pattern while training; evaluation is always full");
   add_count(*group, "--context", o.context, "tokens of a training sample", 2, int64_t{1} << 30);
 }
 

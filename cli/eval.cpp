@@ -186,7 +186,7 @@ void add_eval(CLI::App& app) {
       add_attention_options(*attention, command->attention, "full unless you study a training pattern");
   for (CLI::Option* option : attention->get_options())
     if (option != kind) option->needs(kind);
-  auto* cache = add_cache_options(*verb, command->cache, "--cache-sinks");
+  auto* cache = add_cache_options(*verb, command->cache);
   add_count(*cache, "--cache-chunk", command->chunk,
             "tokens that see the cache and one another, then enter it; 1: as a text is generated", 1, 1 << 20)
       ->needs(cache->get_option("--cache"));

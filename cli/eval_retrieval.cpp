@@ -180,13 +180,13 @@ void add_eval_retrieval(CLI::App& eval) {
           "32768\n"
           "  sinklora eval passkey --model smollm2 --depths 11 --trials 3 --plot passkey.svg --json "
           "passkey.json\n"
-          "  sinklora eval passkey --model smollm2 --max-tokens 4000 --cache streaming --budget 0.5");
+          "  sinklora eval passkey --model smollm2 --max-tokens 4000 --cache streaming --cache-budget 0.5");
   add_retrieval(eval, "lines", "find the number of one line among hundreds, in the manner of LongChat",
                 command())
       ->footer(
           "Examples:\n"
           "  sinklora eval lines --model llama-chat --template llama2 --max-tokens 16000 --interval 4000\n"
-          "  sinklora eval lines --model smollm2 --depths 5 --cache h2o --budget 0.2 --plot lines.svg\n"
+          "  sinklora eval lines --model smollm2 --depths 5 --cache h2o --cache-budget 0.2 --plot lines.svg\n"
           "  sinklora eval lines --model llama --adapter run --device cuda --gpus all --json lines.json");
   add_retrieval(eval, "topics", "name the first topic of many conversations, in the manner of LongChat",
                 command())
@@ -194,7 +194,7 @@ void add_eval_retrieval(CLI::App& eval) {
           "Examples:\n"
           "  sinklora eval topics --model llama-chat --template llama2 --max-tokens 16000 --interval 4000\n"
           "  sinklora eval topics --model smollm2 --adapter run --interval 4000 --trials 50 --seed 2\n"
-          "  sinklora eval topics --model smollm2 --interval 4000 --cache h2o --budget 0.2 --json "
+          "  sinklora eval topics --model smollm2 --interval 4000 --cache h2o --cache-budget 0.2 --json "
           "topics.json");
   const auto questions = command();
   auto* verb = add_retrieval(eval, "questions",

@@ -70,9 +70,9 @@ TEST_CASE(
     "generate: a cache whose budget is the context changes nothing, a smaller one is as small as it says") {
   const Json full = generated("--prompt 'The sea' --context 64");
   for (const std::string kind : {"h2o", "streaming --cache-positions original"}) {
-    const Json whole = generated("--prompt 'The sea' --context 64 --budget 1.0 --cache " + kind);
+    const Json whole = generated("--prompt 'The sea' --context 64 --cache-budget 1.0 --cache " + kind);
     CHECK(whole.at("ids") == full.at("ids"));
-    const Json small = generated("--prompt 'The sea' --context 64 --budget 16 --cache " + kind);
+    const Json small = generated("--prompt 'The sea' --context 64 --cache-budget 16 --cache " + kind);
     CHECK(small.at("cache_bytes").get<int64_t>() < full.at("cache_bytes").get<int64_t>() / 3);
   }
 }
@@ -85,8 +85,8 @@ TEST_CASE("generate: a context that no memory holds is refused before it is take
 
 TEST_CASE("generate: what it cannot do is refused by name before the model is read") {
   for (const std::string option :
-       {"--cache h2o --budget 0", "--cache streaming --cache-sinks 100000000", "--cache all", "--stop ''",
-        "--top-p 0", "--top-k -1", "--temperature nan", "--repetition-penalty 0"}) {
+       {"--cache h2o --cache-budget 0", "--cache streaming --cache-sinks 100000000", "--cache all",
+        "--stop ''", "--top-p 0", "--top-k -1", "--temperature nan", "--repetition-penalty 0"}) {
     const auto run = run_program(kGenerate + "--prompt x --context 100000000 " + option);
     CAPTURE(run.output);
     CHECK(run.exit_code == 2);

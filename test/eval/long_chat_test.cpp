@@ -159,7 +159,7 @@ TEST_CASE("program: eval lines, topics and questions, with every cache policy") 
        {std::string("lines --depths 2 --max-tokens 500"), std::string("topics --max-tokens 2400"),
         std::string("questions --depths 2 --max-tokens 300"),
         "questions --template alpaca --max-tokens 700 --facts 2 --books " + (folder / "book.txt").string()})
-    for (const std::string cache : {"full", "h2o --budget 0.5", "streaming --budget 100"}) {
+    for (const std::string cache : {"full", "h2o --cache-budget 0.5", "streaming --cache-budget 100"}) {
       const std::string length = verb.substr(verb.find("tokens ") + 7, 4);
       const ProgramRun run = run_program("eval " + verb + " --interval " + std::to_string(std::stoi(length)) +
                                          " --trials 1" + model + "--cache " + cache);

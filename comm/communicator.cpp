@@ -33,11 +33,11 @@ class SingleCommunicator : public Communicator {
   }
   void barrier() override { check(); }
   void abort(const std::string& reason) noexcept override { reason_ = reason; }
-  void check() override {
-    if (!reason_.empty()) fail(ExitCode::communicator, "the run was aborted: {}", reason_);
-  }
 
  private:
+  void check() const {
+    if (!reason_.empty()) fail(ExitCode::communicator, "the run was aborted: {}", reason_);
+  }
   Ticket next() {
     check();
     return 0;

@@ -1,6 +1,6 @@
-// What the ranks of a data-parallel run say to each other. One contract, four implementations: a run of one
-// process (make_single_communicator), threads of one process (thread_communicator.h), processes over TCP on
-// host memory (tcp_communicator.h), and NCCL on device memory (nccl_communicator.h).
+// What the ranks of a data-parallel run say to each other. One contract, three implementations: a run of
+// one process (make_single_communicator), processes over TCP on host memory (tcp_communicator.h), and NCCL on
+// device memory (nccl_communicator.h).
 //
 // Every rank makes the same calls in the same order with the same sizes; where one does not, the others get
 // an Error(communicator) that says so. No call waits for ever: a peer that dies, stops, leaves or is late
@@ -28,8 +28,7 @@ struct CommunicatorOptions {
   double timeout_s = 600;  // for a call, from this rank's entering it until it is done
   double silence_s = 60;   // a process without a heartbeat for so long has stopped
   double grace_s = 0;      // a failed process that still runs after it exits with code 6; 0: never
-  int flight_calls = 256;  // how many calls the flight record holds
-  std::filesystem::path flight_directory;  // where it is written on a failure; empty: nowhere
+  std::filesystem::path flight_directory;  // for the flight record of a failure; empty: none
 };
 
 using Ticket = uint64_t;
@@ -61,14 +60,8 @@ class Communicator {
   // Ends every call of every rank, now and later, with `reason` and this rank's name. A communicator that is
   // destroyed while an exception passes aborts by itself.
   virtual void abort(const std::string& reason) noexcept = 0;
-  // Throws if the run has failed: for long stretches without a call.
-  virtual void check() = 0;
 
-  void all_reduce_sum(std::span<float> bucket) { wait(start_all_reduce_sum(bucket)); }
   void broadcast(std::span<std::byte> bytes, int root) { wait(start_broadcast(bytes, root)); }
-  void all_gather(std::span<const std::byte> mine, std::span<std::byte> all) {
-    wait(start_all_gather(mine, all));
-  }
 };
 
 std::unique_ptr<Communicator> make_single_communicator();

@@ -21,7 +21,7 @@ struct CallCounts {
 
 class FlightRecord {
  public:
-  FlightRecord(int rank, int world_size, int capacity);
+  FlightRecord(int rank, int world_size, int capacity = 256);  // of the last calls it holds so many
 
   uint64_t start(Lane lane, const char* op, int64_t bytes);  // sequence number in its lane, from 1
   void finish(Lane lane);                                    // the oldest one under way in the lane

@@ -117,9 +117,10 @@ class Nccl : public Communicator {
   }
   void barrier() override { host_->barrier(); }
   void abort(const std::string& reason) noexcept override { host_->abort(reason); }
-  void check() override { host_->check(); }
 
  private:
+  void check() const { host_->watchdog().check(); }
+
   struct Call {
     Ticket ticket;
     cudaEvent_t done;
@@ -188,7 +189,7 @@ class Nccl : public Communicator {
   void settle(ncclResult_t result, const char* statement) {
     const Deadline deadline = after(options_.timeout_s + std::max(10 * host_->watchdog().beat_s(), 2.0));
     while (result == ncclInProgress) {
-      host_->check();
+      check();
       if (Clock::now() >= deadline)
         fail(ExitCode::communicator, "NCCL: {} is not done after {} s; NCCL_DEBUG=INFO tells more", statement,
              options_.timeout_s);

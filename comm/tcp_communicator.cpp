@@ -49,7 +49,7 @@ class Tcp : public TcpCommunicator {
         names_(connections.names),
         next_(std::move(connections.next)),
         previous_(std::move(connections.previous)),
-        record_(rank_, world_size_, options.flight_calls),
+        record_(rank_, world_size_),
         watchdog_(rank_, names_, std::move(connections.control), record_, options),
         queue_(record_, [this](const std::string& reason) { watchdog_.abort(reason); }) {}
   ~Tcp() override {
@@ -87,7 +87,6 @@ class Tcp : public TcpCommunicator {
     }));
   }
   void abort(const std::string& reason) noexcept override { watchdog_.abort(reason); }
-  void check() override { watchdog_.check(); }
 
  private:
   using Bytes = std::span<std::byte>;

@@ -7,9 +7,9 @@
 #include <thread>
 
 #include "base/error.h"
-#include "comm/thread_communicator.h"
 #include "test/comm/exercise.h"
 #include "test/comm/processes.h"
+#include "test/comm/thread_communicator.h"
 
 using namespace sinklora;
 using namespace sinklora::test;
@@ -99,7 +99,7 @@ TEST_CASE("threads: a rank that is late, leaves, throws, aborts or goes another 
     communicator.barrier();
     if (communicator.rank() == 2) return does();
     std::vector<float> bucket(1000, 1);
-    communicator.all_reduce_sum(bucket);
+    communicator.wait(communicator.start_all_reduce_sum(bucket));
   };
   others(on_threads(4, quick(1),
                     [&](Communicator& c) {
@@ -147,7 +147,7 @@ TEST_CASE("processes: a rank that is late, leaves, throws, aborts or goes anothe
           return "";
         }
         std::vector<float> bucket(100000, 1);
-        communicator.all_reduce_sum(bucket);
+        communicator.wait(communicator.start_all_reduce_sum(bucket));
         return "";
       });
     });

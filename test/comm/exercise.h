@@ -145,11 +145,12 @@ inline std::string exercise(
     const std::span<std::byte> in_place(static_cast<std::byte*>(buckets->put(nothing)), all.size());
     const std::span<const std::byte> mine_there(static_cast<std::byte*>(buckets->put(mine)), block);
     if (n > 1) {
-      communicator.all_gather(mine_there, apart);
+      communicator.wait(communicator.start_all_gather(mine_there, apart));
       fetch(all, apart.data());
       require(gathered(), "gather");
     }
-    communicator.all_gather(in_place.subspan(block * static_cast<size_t>(rank), block), in_place);
+    communicator.wait(
+        communicator.start_all_gather(in_place.subspan(block * static_cast<size_t>(rank), block), in_place));
     fetch(all, in_place.data());
     require(gathered(), "gather in place");
     communicator.barrier();

@@ -9,10 +9,10 @@
 #include "base/error.h"
 #include "base/files.h"
 #include "comm/nccl_communicator.h"
-#include "comm/thread_communicator.h"
 #include "kernels/cuda_backend.h"
 #include "test/comm/exercise.h"
 #include "test/comm/processes.h"
+#include "test/comm/thread_communicator.h"
 #include "test/temporary.h"
 
 using namespace sinklora;
@@ -84,7 +84,7 @@ void sum_for_ever(Rank& rank) {
   const std::span<float> bucket(static_cast<float*>(buckets.put(std::as_bytes(std::span(ones)))),
                                 ones.size());
   for (int step = 0;; ++step) {
-    rank.ranks->all_reduce_sum(bucket);
+    rank.ranks->wait(rank.ranks->start_all_reduce_sum(bucket));
     rank.ranks->finish();
     if (step == 10)
       write_text_atomically(

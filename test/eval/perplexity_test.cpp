@@ -9,9 +9,9 @@
 #include <thread>
 
 #include "base/json.h"
-#include "comm/thread_communicator.h"
 #include "infer/cached_session.h"
 #include "model/loaded_model.h"
+#include "test/comm/thread_communicator.h"
 #include "test/model/toy_model.h"
 #include "test/run_program.h"
 #include "test/temporary.h"

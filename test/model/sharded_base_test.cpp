@@ -5,9 +5,10 @@
 #include <atomic>
 #include <future>
 
-#include "comm/thread_communicator.h"
+#include "test/comm/thread_communicator.h"
 
 using namespace sinklora;
+using namespace sinklora::test;
 
 namespace {
 
@@ -82,7 +83,6 @@ class Counting : public Communicator {
   }
   void barrier() override { under_.barrier(); }
   void abort(const std::string& reason) noexcept override { under_.abort(reason); }
-  void check() override { under_.check(); }
   int gathers = 0;
 
  private:

@@ -6,9 +6,9 @@
 
 #include "base/files.h"
 #include "base/hash.h"
-#include "comm/thread_communicator.h"
 #include "data/shard_writer.h"
 #include "test/comm/processes.h"
+#include "test/comm/thread_communicator.h"
 #include "test/model/toy_model.h"
 #include "test/run_program.h"
 #include "test/temporary.h"

@@ -7,10 +7,10 @@
 
 #include "comm/communicator.h"
 
-namespace sinklora {
+namespace sinklora::test {
 
 // One communicator per rank; each is used and destroyed by the thread that is that rank.
 std::vector<std::unique_ptr<Communicator>> make_thread_communicators(int world_size,
                                                                      const CommunicatorOptions& options);
 
-}  // namespace sinklora
+}  // namespace sinklora::test

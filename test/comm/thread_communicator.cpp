@@ -1,4 +1,4 @@
-#include "comm/thread_communicator.h"
+#include "test/comm/thread_communicator.h"
 
 #include <algorithm>
 #include <atomic>
@@ -12,7 +12,7 @@
 #include "base/error.h"
 #include "comm/call_queue.h"
 
-namespace sinklora {
+namespace sinklora::test {
 namespace {
 
 // What one rank brings to a call. The memory is its own; the others read it between the two meetings.
@@ -42,7 +42,7 @@ class ThreadCommunicator : public Communicator {
         world_size_(static_cast<int>(group->left.size())),
         options_(options),
         group_(std::move(group)),
-        record_(rank, world_size_, options.flight_calls),
+        record_(rank, world_size_),
         queue_(record_,
                [this](const std::string& reason) { record_.write(options_.flight_directory, reason); }) {}
   ~ThreadCommunicator() override {
@@ -81,10 +81,6 @@ class ThreadCommunicator : public Communicator {
     record_.write(options_.flight_directory, reason);
     const std::lock_guard lock(group_->mutex);
     set_failure(fmt::format("rank {} aborted: {}", rank_, reason));
-  }
-  void check() override {
-    const std::lock_guard lock(group_->mutex);
-    if (!group_->failure.empty()) throw Error(ExitCode::communicator, group_->failure);
   }
 
  private:
@@ -214,4 +210,4 @@ std::vector<std::unique_ptr<Communicator>> make_thread_communicators(int world_s
   return ranks;
 }
 
-}  // namespace sinklora
+}  // namespace sinklora::test

@@ -35,7 +35,7 @@ lint:
 	@scripts/setup.sh --dev
 	@scripts/check_house.sh
 	@scripts/build.sh release
-	@run-clang-tidy-14 -quiet -p build -extra-arg=-Wno-unknown-warning-option '/(base|comm|kernels|data|model|infer|eval|train|cli)/'
+	@run-clang-tidy-14 -quiet -p build -extra-arg=-Wno-unknown-warning-option '/(base|comm|kernels|data|model|infer|eval|train|bench|cli)/'
 
 clean:
 	rm -rf build build-* demo-run

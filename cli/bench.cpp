@@ -3,6 +3,9 @@
 #include <algorithm>
 #include <memory>
 
+#include "bench/decode.h"
+#include "bench/ops.h"
+#include "bench/step.h"
 #include "cli/attention_options.h"
 #include "cli/cache_options.h"
 #include "cli/option_checks.h"
@@ -10,9 +13,6 @@
 #include "cli/rank_work.h"
 #include "cli/verbs.h"
 #include "model/shapes.h"
-#include "train/bench.h"
-#include "train/bench_decode.h"
-#include "train/bench_ops.h"
 
 namespace sinklora {
 namespace {

@@ -8,7 +8,7 @@ say() { echo "$1" | tee -a "$breaches"; }
 mapfile -t sources < <(git ls-files '*.h' '*.cpp' '*.cu' '*.cuh')
 
 # Includes go down the floors only.
-floors=(base comm kernels data model infer eval train cli)
+floors=(base comm kernels data model infer eval train bench cli)
 for level in "${!floors[@]}"; do
   for above in "${floors[@]:level+1}"; do
     while read -r line; do say "include goes up: $line"; done < <(

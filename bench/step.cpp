@@ -1,4 +1,4 @@
-#include "train/bench.h"
+#include "bench/step.h"
 
 #include <algorithm>
 #include <chrono>
@@ -6,10 +6,10 @@
 #include "base/error.h"
 #include "base/progress.h"
 #include "base/random.h"
+#include "bench/common.h"
 #include "kernels/backend.h"
 #include "kernels/timed_ops.h"
 #include "model/shapes.h"
-#include "train/bench_data.h"
 #include "train/data_parallel.h"
 #include "train/metrics.h"
 #include "train/optimizer.h"

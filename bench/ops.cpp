@@ -1,4 +1,4 @@
-#include "train/bench_ops.h"
+#include "bench/ops.h"
 
 #include <algorithm>
 #include <chrono>
@@ -8,10 +8,10 @@
 
 #include "base/error.h"
 #include "base/random.h"
+#include "bench/common.h"
 #include "kernels/backend.h"
 #include "kernels/operation_counts.h"
 #include "model/shapes.h"
-#include "train/bench_data.h"
 
 namespace sinklora {
 namespace {

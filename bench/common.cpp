@@ -1,4 +1,4 @@
-#include "train/bench_data.h"
+#include "bench/common.h"
 
 #include <algorithm>
 #include <vector>

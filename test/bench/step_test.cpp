@@ -2,10 +2,10 @@
 
 #include "base/error.h"
 #include "base/files.h"
+#include "bench/decode.h"
+#include "bench/step.h"
 #include "test/run_program.h"
 #include "test/temporary.h"
-#include "train/bench.h"
-#include "train/bench_decode.h"
 
 using namespace sinklora;
 using namespace sinklora::test;

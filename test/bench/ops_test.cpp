@@ -1,4 +1,4 @@
-#include "train/bench_ops.h"
+#include "bench/ops.h"
 
 #include <doctest/doctest.h>
 

@@ -1,15 +1,15 @@
-#include "train/bench_decode.h"
+#include "bench/decode.h"
 
 #include <algorithm>
 #include <chrono>
 
 #include "base/error.h"
 #include "base/random.h"
+#include "bench/common.h"
 #include "kernels/backend.h"
 #include "kernels/timed_ops.h"
 #include "model/llama.h"
 #include "model/shapes.h"
-#include "train/bench_data.h"
 #include "train/metrics.h"
 
 namespace sinklora {

@@ -13,7 +13,7 @@
 #include "train/data_parallel.h"
 #include "train/metrics.h"
 #include "train/optimizer.h"
-#include "train/trainer.h"
+#include "train/plan.h"
 
 namespace sinklora {
 namespace {

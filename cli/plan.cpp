@@ -9,7 +9,7 @@
 #include "cli/train_options.h"
 #include "cli/verbs.h"
 #include "kernels/backend.h"
-#include "train/trainer.h"
+#include "train/plan.h"
 
 namespace sinklora {
 namespace {

@@ -1,9 +1,10 @@
+#include "train/plan.h"
+
 #include <algorithm>
 
 #include "base/progress.h"
 #include "kernels/backend.h"
 #include "kernels/operation_counts.h"
-#include "train/trainer.h"
 
 namespace sinklora {
 namespace {

@@ -19,6 +19,7 @@
 #include "train/environment.h"
 #include "train/metrics.h"
 #include "train/optimizer.h"
+#include "train/plan.h"
 
 namespace sinklora {
 namespace fs = std::filesystem;

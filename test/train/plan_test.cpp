@@ -1,7 +1,8 @@
+#include "train/plan.h"
+
 #include <doctest/doctest.h>
 
 #include "kernels/timed_ops.h"
-#include "train/trainer.h"
 
 using namespace sinklora;
 

@@ -54,21 +54,6 @@ double run_step(Llama& llama, Communicator& ranks, GradientSum& sum, const Batch
   return 1e3 * std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
 }
 
-ModelOptions model_options(const StepBench& bench, const LlamaConfig& config, int ranks) {
-  if (bench.shard_base && bench.trainable == "full")
-    fail_usage("--shard-base splits frozen weights, and --trainable full leaves none frozen: leave one away");
-  ModelOptions model;
-  model.base_ranks = bench.shard_base ? ranks : 1;
-  model.frozen_dtype = frozen_dtype(bench.precision);
-  model.train_all = bench.trainable == "full";
-  if (!model.train_all) {
-    model.adapters = uniform_adapters(config, {"q", "k", "v", "o"}, 8, 16);
-    model.train_adapters = true;
-    model.train_embeddings = model.train_norms = bench.trainable == "lora+";
-  }
-  return model;
-}
-
 // The median of the timed steps in milliseconds.
 double median_step(const StepBench& bench, const std::function<double(int64_t number)>& step) {
   std::vector<double> milliseconds;
@@ -100,10 +85,12 @@ Json bench_step(const StepBench& bench, const RankPlace& place) {
   }
   const int64_t tokens = bench.batch * bench.context;
   TrainOptions options;
-  options.device = bench.device, options.recompute = bench.recompute, options.offload = bench.offload;
+  options.device = bench.device, options.precision = bench.precision;
+  options.trainable = bench.trainable, options.shard_base = bench.shard_base;
+  options.recompute = bench.recompute, options.offload = bench.offload;
   options.context = bench.context, options.memory_limit = bench.memory_limit;
   options.device_index = place.device_index, options.processes_here = place.processes_here;
-  const TrainSetup setup{config, model_options(bench, config, ranks.world_size()), pattern, tokens};
+  const TrainSetup setup{config, model_options(options, config, ranks.world_size()), pattern, tokens};
   const MemoryPlan plan = plan_memory(options, setup, *place.ops);
   Llama llama(*place.ops, config, setup.model, pass_options(options, setup, plan.recompute));
   const AbortOnError guard(ranks);

@@ -5,29 +5,37 @@
 
 namespace sinklora {
 
+ModelOptions model_options(const TrainOptions& options, const LlamaConfig& config, int ranks) {
+  ModelOptions model;
+  model.frozen_dtype = frozen_dtype(options.precision);
+  if (options.trainable == "full") {
+    model.train_all = true;
+  } else if (options.trainable == "lora" || options.trainable == "lora+") {
+    model.adapters = uniform_adapters(config, options.lora_targets, options.lora_rank, options.lora_alpha);
+    model.train_adapters = true;
+    model.train_embeddings = model.train_norms = options.trainable == "lora+";
+  } else {
+    fail_usage("--trainable {}: choose lora, lora+ or full", options.trainable);
+  }
+  if (options.shard_base && model.train_all)
+    fail_usage("--shard-base splits frozen weights, and --trainable full leaves none frozen: leave one away");
+  model.base_ranks = options.shard_base ? ranks : 1;
+  return model;
+}
+
 TrainSetup resolve(const TrainOptions& options) {
   TrainSetup setup;
   setup.config = read_config(options.model);
   setup.config.rope = parse_rope_scaling(options.rope_scaling, setup.config, options.context);
   setup.pattern = make_pattern(options.attention, options.context, setup.config.num_heads);
   setup.max_tokens = options.batch * options.context;
-  setup.model.frozen_dtype = frozen_dtype(options.precision);
-  if (options.trainable == "full") {
-    setup.model.train_all = true;
-  } else if (options.trainable == "lora" || options.trainable == "lora+") {
-    setup.model.adapters =
-        uniform_adapters(setup.config, options.lora_targets, options.lora_rank, options.lora_alpha);
-    setup.model.train_adapters = true;
-    setup.model.train_embeddings = setup.model.train_norms = options.trainable == "lora+";
-  } else {
-    fail_usage("--trainable {}: choose lora, lora+ or full", options.trainable);
-  }
+  // As far as --gpus tells: a run knows its ranks.
+  const int ranks = !options.shard_base     ? 1
+                    : options.gpus == "all" ? device_count(options.device)
+                                            : std::stoi(options.gpus);
+  setup.model = model_options(options, setup.config, ranks);
   if (options.init == "random" && options.trainable != "full")
     fail_usage("--init random trains every weight: add --trainable full (found {})", options.trainable);
-  if (options.shard_base && options.trainable == "full")
-    fail_usage("--shard-base splits frozen weights, and --trainable full leaves none frozen: leave one away");
-  if (options.shard_base)  // as far as --gpus tells: a run knows its ranks
-    setup.model.base_ranks = options.gpus == "all" ? device_count(options.device) : std::stoi(options.gpus);
   return setup;
 }
 

@@ -66,6 +66,8 @@ struct TrainSetup {
   int64_t most_documents = 0;  // of a sample; 0: not known
 };
 TrainSetup resolve(const TrainOptions& options);
+// Its part for the model; `ranks` share the frozen matrices where options.shard_base says so.
+ModelOptions model_options(const TrainOptions& options, const LlamaConfig& config, int ranks);
 
 // The options that decide the numbers, as text: two runs with equal ones (and equal data) compute the same,
 // but for the order of sums where a step's samples are split otherwise. Compared field by field on resume and

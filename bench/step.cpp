@@ -3,11 +3,9 @@
 #include <algorithm>
 #include <chrono>
 
-#include "base/error.h"
 #include "base/progress.h"
 #include "base/random.h"
 #include "bench/common.h"
-#include "kernels/backend.h"
 #include "kernels/timed_ops.h"
 #include "model/shapes.h"
 #include "train/data_parallel.h"
@@ -135,13 +133,6 @@ Json bench_step(const StepBench& bench, const RankPlace& place) {
   ranks.finish();
   ranks.barrier();
   return result;
-}
-
-Json bench_step(const StepBench& bench) {
-  const int64_t free_memory = available_memory(bench.device);
-  auto ops = make_ops(bench.device, bench.precision);
-  const auto alone = make_single_communicator();
-  return bench_step(bench, {ops, *alone, 0, 1, free_memory});
 }
 
 }  // namespace sinklora

@@ -33,6 +33,5 @@ struct StepBench {
 // where the shapes do not tell it. profile.step_ms is the watched step's own time; what it and sum_ms are
 // above the other "step_ms" is the price of waiting for each operation.
 Json bench_step(const StepBench& bench, const RankPlace& place);
-Json bench_step(const StepBench& bench);  // in this process alone
 
 }  // namespace sinklora

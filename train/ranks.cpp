@@ -31,13 +31,6 @@ std::vector<std::string> own_command() {
   return words;
 }
 
-ExitCode work_alone(const RankOptions& options, const RankWork& work) {
-  const int64_t free_memory = available_memory(options.device);
-  auto ops = make_ops(options.device, options.precision);
-  const auto alone = make_single_communicator();
-  return work({ops, *alone, 0, 1, free_memory});
-}
-
 // Counted in a process of its own: CUDA starts threads, and one of them could take the launcher's signals.
 int devices_of(const std::string& device) {
   int ends[2];
@@ -113,6 +106,13 @@ ExitCode join_ranks(const RankOptions& options, const LaunchEnvironment& launch,
 }
 
 }  // namespace
+
+ExitCode work_alone(const RankOptions& options, const RankWork& work) {
+  const int64_t free_memory = available_memory(options.device);
+  auto ops = make_ops(options.device, options.precision);
+  const auto alone = make_single_communicator();
+  return work({ops, *alone, 0, 1, free_memory});
+}
 
 int run_on_ranks(const RankOptions& options, const RankWork& work) {
   const LaunchEnvironment launch = detect_launch(process_variables());

@@ -31,7 +31,10 @@ using RankWork = std::function<ExitCode(const RankPlace&)>;
 // does the work here where that is one. Returns the program's exit code.
 int run_on_ranks(const RankOptions& options, const RankWork& work);
 
-// `train` so.
+// As the only rank, in this process.
+ExitCode work_alone(const RankOptions& options, const RankWork& work);
+
+// train() (train/trainer.h) on ranks.
 int train_on_ranks(const TrainOptions& options);
 
 }  // namespace sinklora

@@ -12,7 +12,6 @@
 #include "base/progress.h"
 #include "data/tokenizer.h"
 #include "eval/perplexity.h"
-#include "kernels/backend.h"
 #include "model/checksums.h"
 #include "train/checkpoint.h"
 #include "train/data_parallel.h"
@@ -422,14 +421,6 @@ class Trainer {
 };
 
 }  // namespace
-
-ExitCode train(const TrainOptions& options) {
-  TrainOptions mine = options;
-  mine.free_memory = available_memory(options.device);
-  const auto ops = make_ops(options.device, options.precision);
-  const auto alone = make_single_communicator();
-  return train(mine, *ops, *alone);
-}
 
 ExitCode train(const TrainOptions& options, Ops& ops, Communicator& ranks) {
   std::optional<DirectoryLock> lock;  // two runs would remove each other's checkpoints

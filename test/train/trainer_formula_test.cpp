@@ -9,8 +9,8 @@
 #include "test/model/files.h"
 #include "test/temporary.h"
 #include "test/train/toy_inputs.h"
+#include "test/train/train_alone.h"
 #include "train/checkpoint.h"
-#include "train/trainer.h"
 
 using namespace sinklora;
 using namespace sinklora::test;

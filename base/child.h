@@ -1,5 +1,5 @@
-// Runs code that reads files of strangers in a process of its own, so that a crash in it is an answer and not
-// our end.
+// Runs code in a process of its own: what reads files of strangers, so that a crash in it is an answer and not
+// our end, and what starts threads that this process must not have.
 #pragma once
 
 #include <functional>

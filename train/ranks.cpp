@@ -1,12 +1,11 @@
 #include "train/ranks.h"
 
 #include <stdlib.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <fstream>
 
+#include "base/child.h"
 #include "base/machine.h"
 #include "comm/launch_environment.h"
 #include "comm/launcher.h"
@@ -33,24 +32,9 @@ std::vector<std::string> own_command() {
 
 // Counted in a process of its own: CUDA starts threads, and one of them could take the launcher's signals.
 int devices_of(const std::string& device) {
-  int ends[2];
-  if (::pipe(ends) != 0) fail_internal("no pipe to count devices with");
-  const pid_t child = ::fork();
-  if (child == 0) {
-    int count = 0;
-    try {
-      count = device_count(device);
-    } catch (const std::exception&) {  // the ranks will say what is wrong
-    }
-    _exit(::write(ends[1], &count, sizeof count) == sizeof count ? 0 : 1);
-  }
-  ::close(ends[1]);
-  int count = 0;
-  const bool counted = child > 0 && ::read(ends[0], &count, sizeof count) == sizeof count;
-  ::close(ends[0]);
-  if (child > 0) ::waitpid(child, nullptr, 0);
-  if (!counted || count == 0) return device_count(device);  // says why there is none
-  return count;
+  const ChildResult counted = run_in_child([&] { return std::to_string(device_count(device)); });
+  const int count = counted.ok ? std::stoi(counted.text) : 0;
+  return count > 0 ? count : device_count(device);  // says why there is none
 }
 
 int start_ranks(const RankOptions& options, const RankWork& work) {

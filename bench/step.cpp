@@ -64,8 +64,7 @@ double median_step(const StepBench& bench, const std::function<double(int64_t nu
 }
 
 double greatest_of_ranks(Communicator& ranks, double mine) {
-  std::vector<double> all(static_cast<size_t>(ranks.world_size()));
-  ranks.gather_on_host(std::as_bytes(std::span(&mine, 1)), std::as_writable_bytes(std::span(all)));
+  const std::vector<double> all = gather(ranks, std::vector{mine});
   return *std::max_element(all.begin(), all.end());
 }
 

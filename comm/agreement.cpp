@@ -14,13 +14,6 @@ namespace {
 constexpr size_t kShown = 120;  // bytes of a value that the error shows
 using Shown = std::array<char, kShown>;
 
-template <class T>
-std::vector<T> gather(Communicator& communicator, const std::vector<T>& mine) {
-  std::vector<T> all(mine.size() * static_cast<size_t>(communicator.world_size()));
-  communicator.gather_on_host(std::as_bytes(std::span(mine)), std::as_writable_bytes(std::span(all)));
-  return all;
-}
-
 Shown shown(const std::string& value) {
   Shown text{};
   for (size_t i = 0; i < std::min(value.size(), kShown - 1); ++i)

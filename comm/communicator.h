@@ -21,6 +21,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <vector>
 
 namespace sinklora {
 
@@ -66,7 +67,15 @@ class Communicator {
 
 std::unique_ptr<Communicator> make_single_communicator();
 
-// The number of bytes that every rank contributes; throws where `all` is not world_size times as long.
+// What every rank gives, equally much: that of rank 0, that of rank 1, ...
+template <class T>
+std::vector<T> gather(Communicator& ranks, const std::vector<T>& mine) {
+  std::vector<T> all(mine.size() * static_cast<size_t>(ranks.world_size()));
+  ranks.gather_on_host(std::as_bytes(std::span(mine)), std::as_writable_bytes(std::span(all)));
+  return all;
+}
+
+// Throws where `all` is not world_size times as long as `mine`.
 void check_gather_sizes(int world_size, std::span<const std::byte> mine, std::span<std::byte> all);
 void check_root(int world_size, int root);
 

@@ -136,8 +136,7 @@ class Nccl : public Communicator {
     cudaDeviceProp properties;
     CUDA(cudaGetDeviceProperties(&properties, device_));
     mine.device = properties.uuid;
-    std::vector<Place> all(static_cast<size_t>(world_size()));
-    host_->gather_on_host(std::as_bytes(std::span(&mine, 1)), std::as_writable_bytes(std::span(all)));
+    const std::vector<Place> all = gather(*host_, std::vector{mine});
     for (size_t a = 0; a < all.size(); ++a)
       for (size_t b = a + 1; b < all.size(); ++b)
         if (std::memcmp(&all[a], &all[b], sizeof(Place)) == 0)

@@ -1,7 +1,5 @@
 #include "train/data_parallel.h"
 
-#include <array>
-
 #include "base/hash.h"
 
 namespace sinklora {
@@ -73,9 +71,8 @@ void share_state(Communicator& ranks, Weights& weights, TrainState& state) {
   for (const Arena* arena :
        {&weights.trained, &weights.rounded, &weights.first_moments, &weights.second_moments})
     ranks.broadcast(bytes_of(*arena), 0);
-  std::array<int64_t, 4> mine{state.step, state.position, state.tokens, state.updates};
-  std::vector<int64_t> all(mine.size() * static_cast<size_t>(ranks.world_size()));
-  ranks.gather_on_host(std::as_bytes(std::span(mine)), std::as_writable_bytes(std::span(all)));
+  const std::vector<int64_t> all =
+      gather(ranks, std::vector{state.step, state.position, state.tokens, state.updates});
   state = {all[0], all[1], all[2], all[3]};
 }
 
@@ -83,8 +80,7 @@ std::string samples_of_all(Communicator& ranks, const std::vector<Batch>& batche
   std::vector<int64_t> mine;
   for (const Batch& batch : batches)
     mine.insert(mine.end(), batch.sample_ids.begin(), batch.sample_ids.end());
-  std::vector<int64_t> all(mine.size() * static_cast<size_t>(ranks.world_size()));
-  ranks.gather_on_host(std::as_bytes(std::span(mine)), std::as_writable_bytes(std::span(all)));
+  const std::vector<int64_t> all = gather(ranks, mine);
   std::vector<std::string> parts;
   for (size_t rank = 0; rank * mine.size() < all.size(); ++rank)
     parts.push_back(fmt::format("rank {}: {}", rank,

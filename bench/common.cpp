@@ -38,6 +38,12 @@ void randomize(Ops& ops, Weights& weights) {
   });
 }
 
+double median(std::vector<double> values) {
+  const auto middle = values.begin() + std::ssize(values) / 2;
+  std::nth_element(values.begin(), middle, values.end());
+  return *middle;
+}
+
 Json profile_json(const std::vector<OpTime>& rows, double step_ms) {
   double sum = 0;
   for (const OpTime& row : rows) sum += row.milliseconds;

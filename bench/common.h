@@ -1,5 +1,5 @@
-// What benches of whole models share: weights of random normal numbers, since products of zeros draw less
-// power and run faster than real ones do; and the record of a profile.
+// What benches share: random normal numbers, since products of zeros draw less power and run faster than real
+// ones do; the median; and the record of a profile.
 #pragma once
 
 #include <vector>
@@ -25,6 +25,9 @@ class NormalNumbers {
 
 // Gains of 1, and normal numbers as a fresh model has them for the rest.
 void randomize(Ops& ops, Weights& weights);
+
+// Of an even number the greater of the two in the middle.
+double median(std::vector<double> values);
 
 // {"step_ms","sum_ms","ops":[{"op","calls","ms","share","tflops","gb_per_s"}]}
 Json profile_json(const std::vector<OpTime>& rows, double step_ms);

@@ -39,9 +39,7 @@ class Stopwatch {
         std::clamp(std::ceil(kMeasurementMs / std::max(1e-3, measure(run, 1))), 1.0, kMostCalls));
     std::vector<double> times;
     for (int64_t i = 0; i < repeat_; ++i) times.push_back(measure(run, calls) / static_cast<double>(calls));
-    const auto middle = times.begin() + repeat_ / 2;
-    std::nth_element(times.begin(), middle, times.end());
-    return *middle;
+    return median(std::move(times));
   }
 
  private:

@@ -59,8 +59,7 @@ double median_step(const StepBench& bench, const std::function<double(int64_t nu
     const double time = step(number);
     if (number > bench.warmup) milliseconds.push_back(time);
   }
-  std::nth_element(milliseconds.begin(), milliseconds.begin() + bench.steps / 2, milliseconds.end());
-  return milliseconds[static_cast<size_t>(bench.steps / 2)];
+  return median(std::move(milliseconds));
 }
 
 double greatest_of_ranks(Communicator& ranks, double mine) {
@@ -98,12 +97,12 @@ Json bench_step(const StepBench& bench, const RankPlace& place) {
   GradientSum sum(ranks, llama.weights());
   const auto step = [&](int64_t number) { return run_step(llama, ranks, sum, batch, pattern, number); };
 
-  const double median = greatest_of_ranks(ranks, median_step(bench, step));
+  const double step_ms = greatest_of_ranks(ranks, median_step(bench, step));
   const bool on_gpu = bench.device == "cuda";
   const double memory =
       greatest_of_ranks(ranks, memory_gib(bench.device, place.device_index, place.free_memory));
   const double rate = model_operations(config, pattern, batch.offsets, bench.trainable == "full") /
-                      (median * 1e-3);  // of one rank
+                      (step_ms * 1e-3);  // of one rank
   const std::optional<double> peak = peak_operations(bench.device, bench.precision, place.device_index);
   Json result{{"shape", bench.shape},
               {"context", bench.context},
@@ -116,8 +115,8 @@ Json bench_step(const StepBench& bench, const RankPlace& place) {
               {"gpus", on_gpu ? ranks.world_size() : 0},
               {"ranks", ranks.world_size()},
               {"shard_base", setup.model.base_ranks > 1},
-              {"tokens_per_s", 1e3 * static_cast<double>(tokens * ranks.world_size()) / median},
-              {"step_ms", median},
+              {"tokens_per_s", 1e3 * static_cast<double>(tokens * ranks.world_size()) / step_ms},
+              {"step_ms", step_ms},
               {"peak_mem_gib", memory},
               {"planned_mem_gib", static_cast<double>(plan.total) / kGiB},
               {"tflops", rate * 1e-12},

@@ -10,7 +10,7 @@
 #include "kernels/timed_ops.h"
 #include "model/llama.h"
 #include "model/shapes.h"
-#include "train/metrics.h"
+#include "train/utilization.h"
 
 namespace sinklora {
 namespace {
@@ -81,10 +81,7 @@ class Sequences {
 };
 
 double step_bytes(const LlamaConfig& c, const Ops& ops, DType frozen, int64_t sequences, int64_t remembered) {
-  const int64_t block =
-      c.hidden_size * (c.qkv_width() + c.query_width()) + 3 * c.hidden_size * c.intermediate_size;
-  const auto weights =
-      static_cast<double>((c.num_layers * block + c.vocab_size * c.hidden_size) * size_of(frozen));
+  const auto weights = static_cast<double>(linear_weights(c) * size_of(frozen));
   return weights + static_cast<double>(2 * c.num_layers * remembered * c.kv_width() * sequences *
                                        size_of(ops.activation_dtype()));
 }

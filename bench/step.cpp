@@ -9,9 +9,9 @@
 #include "kernels/timed_ops.h"
 #include "model/shapes.h"
 #include "train/data_parallel.h"
-#include "train/metrics.h"
 #include "train/optimizer.h"
 #include "train/plan.h"
+#include "train/utilization.h"
 
 namespace sinklora {
 namespace {

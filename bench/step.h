@@ -25,7 +25,7 @@ struct StepBench {
 // as in training, and returns the median step of the slowest rank and the largest memory of any:
 // {"shape","context","attention","recompute","gpus","tokens_per_s","step_ms","peak_mem_gib","mfu","device"}.
 // tokens_per_s are those of all ranks together; "gpus" is 0 on the CPU, where "ranks" counts processes.
-// mfu counts model_operations() against dense_bf16_peak() (train/metrics.h); null on other precisions and devices
+// mfu counts model_operations() against dense_bf16_peak() (train/utilization.h); null on other precisions and devices
 // whose peak is not known.
 //
 // With `profile`, one more step is run with a stopwatch around every operation (kernels/timed_ops.h):

@@ -19,6 +19,8 @@
 #include "train/metrics.h"
 #include "train/optimizer.h"
 #include "train/plan.h"
+#include "train/plot.h"
+#include "train/utilization.h"
 
 namespace sinklora {
 namespace fs = std::filesystem;

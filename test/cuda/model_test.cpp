@@ -3,8 +3,8 @@
 #include "test/cuda/gpu_test.h"
 #include "test/cuda/rounding_ops.h"
 #include "test/model/toy_model.h"
-#include "train/metrics.h"
 #include "train/optimizer.h"
+#include "train/utilization.h"
 
 using namespace sinklora;
 using namespace sinklora::test;

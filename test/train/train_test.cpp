@@ -16,7 +16,6 @@
 #include "test/train/toy_inputs.h"
 #include "test/train/train_alone.h"
 #include "train/checkpoint.h"
-#include "train/metrics.h"
 #include "train/optimizer.h"
 
 using namespace sinklora;

@@ -69,9 +69,9 @@ void ShardedBase::prefetch(int64_t layer) {
   Slot& to = slot(layer);
   if (to.layer == layer) return;
   if (!communicator_) fail_internal("a pass over a sharded base before connect()");
-  if (to.under) fail_internal("layer {} is to be gathered before layer {} was used", layer, to.layer);
+  if (to.gather) fail_internal("layer {} is to be gathered before layer {} was used", layer, to.layer);
   to.layer = layer;
-  to.under =
+  to.gather =
       communicator_->start_all_gather(bytes_of(shares_[static_cast<size_t>(layer)]), bytes_of(to.memory));
 }
 
@@ -79,8 +79,8 @@ void ShardedBase::need(int64_t layer) {
   if (!active()) return;
   prefetch(layer);
   Slot& from = slot(layer);
-  if (from.under) communicator_->wait(*from.under);
-  from.under.reset();
+  if (from.gather) communicator_->wait(*from.gather);
+  from.gather.reset();
 }
 
 }  // namespace sinklora

@@ -45,9 +45,9 @@ class ShardedBase {
     int64_t offset;  // elements, in the layer
   };
   struct Slot {
-    Tensor memory;                // [ranks * share]
-    int64_t layer = -1;           // what it holds, or will
-    std::optional<Ticket> under;  // way: its gather
+    Tensor memory;                 // [ranks * share]
+    int64_t layer = -1;            // what it holds, or will
+    std::optional<Ticket> gather;  // under way
   };
   Slot& slot(int64_t layer) { return slots_[static_cast<size_t>(layer % 2)]; }
 

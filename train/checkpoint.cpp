@@ -79,7 +79,7 @@ void load_moment(Ops& ops, const SafetensorsFile& file, const std::string& name,
   const TensorInfo* info = file.find(name);
   if (!info || info->elements() != to.size())
     fail_input("{}: tensor {} is missing or has another size; this checkpoint is of another run",
-               kOptimizerFile, name);
+               file.path().string(), name);
   std::vector<float> numbers(static_cast<size_t>(to.size()));
   file.read(*info, 0, numbers);
   upload_numbers(ops, to, numbers);

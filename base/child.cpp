@@ -8,6 +8,7 @@
 #include <cstring>
 #include <new>
 
+#include "base/descriptor.h"
 #include "base/error.h"
 
 namespace sinklora {
@@ -40,27 +41,24 @@ namespace {
 ChildResult run_in_child(const std::function<std::string()>& work) {
   int ends[2];
   if (::pipe(ends) != 0) fail_internal("cannot create a pipe: {}", std::strerror(errno));
+  Descriptor input(ends[0]), output(ends[1]);
   std::fflush(nullptr);
   const pid_t child = ::fork();
-  if (child < 0) {
-    ::close(ends[0]);
-    ::close(ends[1]);
-    fail_internal("cannot start a process: {}", std::strerror(errno));
-  }
+  if (child < 0) fail_internal("cannot start a process: {}", std::strerror(errno));
   if (child == 0) {
-    ::close(ends[0]);
-    answer(ends[1], work);
+    input.reset();
+    answer(output.get(), work);
   }
-  ::close(ends[1]);
+  output.reset();
   std::string message;
   char piece[4096];
   for (;;) {
-    const ssize_t got = ::read(ends[0], piece, sizeof piece);
+    const ssize_t got = ::read(input.get(), piece, sizeof piece);
     if (got < 0 && errno == EINTR) continue;
     if (got <= 0) break;
     message.append(piece, static_cast<size_t>(got));
   }
-  ::close(ends[0]);
+  input.reset();
   int status = 0;
   while (::waitpid(child, &status, 0) < 0 && errno == EINTR) {
   }

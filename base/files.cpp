@@ -43,17 +43,17 @@ bool is_same_file(int descriptor, const fs::path& path) {
 
 // A descriptor of what `create` makes and opens under a new temporary name of `path`, which it holds locked:
 // nobody else's sweep may take it, whatever host or container its process is in. Where there are no locks it
-// is not held, and nobody can sweep. -1: it cannot be created, as errno says.
+// is not held, and nobody can sweep. Empty: it cannot be created, as errno says.
 template <class Create>
-int create_locked(const fs::path& path, fs::path& temporary, Create create) {
+Descriptor create_locked(const fs::path& path, fs::path& temporary, Create create) {
   for (int64_t number = 0;; ++number) {
     temporary = path.parent_path() / fmt::format("{}{}.{}", temporary_prefix(path), ::getpid(), number);
-    const int descriptor = create(temporary);
-    if (descriptor < 0 && errno == EEXIST) continue;
-    if (descriptor < 0) return -1;
-    const bool taken = ::flock(descriptor, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK;
+    Descriptor descriptor(create(temporary));
+    if (!descriptor && errno == EEXIST) continue;
+    if (!descriptor) return descriptor;
+    const bool taken = ::flock(descriptor.get(), LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK;
     if (!taken && ::access(temporary.c_str(), F_OK) == 0) return descriptor;
-    ::close(descriptor);  // a sweep came in between
+    // A sweep came in between: the next name.
   }
 }
 
@@ -62,25 +62,18 @@ int create_locked(const fs::path& path, fs::path& temporary, Create create) {
 // O_NONBLOCK: without it, opening a named pipe would wait for ever; regular files do not mind.
 ReadFile::ReadFile(const fs::path& path)
     : path_(path), descriptor_(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)) {
-  if (descriptor_ < 0) fail_input("{}: cannot open: {}", path.string(), reason());
+  if (!descriptor_) fail_input("{}: cannot open: {}", path.string(), reason());
   struct stat status {};
-  if (::fstat(descriptor_, &status) != 0 || !S_ISREG(status.st_mode)) {
-    ::close(descriptor_);
+  if (::fstat(descriptor_.get(), &status) != 0 || !S_ISREG(status.st_mode))
     fail_input("{}: not a regular file", path.string());
-  }
   size_ = status.st_size;
 }
-ReadFile::~ReadFile() {
-  if (descriptor_ >= 0) ::close(descriptor_);
-}
-ReadFile::ReadFile(ReadFile&& other) noexcept
-    : path_(std::move(other.path_)), descriptor_(std::exchange(other.descriptor_, -1)), size_(other.size_) {}
 
 int64_t ReadFile::read_some(int64_t offset, std::span<std::byte> out) const {
   int64_t done = 0;
   while (done < static_cast<int64_t>(out.size())) {
     const ssize_t got =
-        ::pread(descriptor_, out.data() + done, out.size() - static_cast<size_t>(done), offset + done);
+        ::pread(descriptor_.get(), out.data() + done, out.size() - static_cast<size_t>(done), offset + done);
     if (got < 0 && errno == EINTR) continue;
     if (got < 0) fail_input("{}: cannot read at byte {}: {}", path_.string(), offset + done, reason());
     if (got == 0) break;
@@ -100,22 +93,21 @@ AtomicFile::AtomicFile(fs::path path) : path_(std::move(path)) {
   descriptor_ = create_locked(path_, temporary_, [](const fs::path& name) {
     return ::open(name.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
   });
-  if (descriptor_ < 0) fail_input("{}: cannot create: {}", path_.string(), reason());
+  if (!descriptor_) fail_input("{}: cannot create: {}", path_.string(), reason());
 }
 AtomicFile::~AtomicFile() {
-  if (descriptor_ < 0) return;
-  ::close(descriptor_);
+  if (!descriptor_) return;
+  descriptor_.reset();
   ::unlink(temporary_.c_str());
 }
-void AtomicFile::write(std::span<const std::byte> bytes) { write_fully(descriptor_, bytes, path_); }
+void AtomicFile::write(std::span<const std::byte> bytes) { write_fully(descriptor_.get(), bytes, path_); }
 void AtomicFile::commit() {
-  const int lock = ::fcntl(descriptor_, F_DUPFD_CLOEXEC, 0);  // until it has its name
-  const bool flushed = ::fsync(descriptor_) == 0;
-  const bool closed = ::close(std::exchange(descriptor_, -1)) == 0;
+  const Descriptor lock(::fcntl(descriptor_.get(), F_DUPFD_CLOEXEC, 0));  // until it has its name
+  const bool flushed = ::fsync(descriptor_.get()) == 0;
+  const bool closed = ::close(descriptor_.release()) == 0;
   const bool renamed = flushed && closed && ::rename(temporary_.c_str(), path_.c_str()) == 0;
   const std::string why = reason();
   if (!renamed) ::unlink(temporary_.c_str());
-  if (lock >= 0) ::close(lock);
   if (!renamed) fail_input("{}: cannot save: {}", path_.string(), why);
   sync_path(path_.parent_path());
 }
@@ -123,11 +115,10 @@ void AtomicFile::commit() {
 AppendFile::AppendFile(fs::path path)
     : path_(std::move(path)),
       descriptor_(::open(path_.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644)) {
-  if (descriptor_ < 0) fail_input("{}: cannot open for appending: {}", path_.string(), reason());
+  if (!descriptor_) fail_input("{}: cannot open for appending: {}", path_.string(), reason());
 }
-AppendFile::~AppendFile() { ::close(descriptor_); }
 void AppendFile::write(std::string_view text) {
-  write_fully(descriptor_, std::as_bytes(std::span(text)), path_);
+  write_fully(descriptor_.get(), std::as_bytes(std::span(text)), path_);
 }
 
 AtomicDirectory::AtomicDirectory(fs::path path, Existing existing) : final_(std::move(path)) {
@@ -146,12 +137,11 @@ AtomicDirectory::AtomicDirectory(fs::path path, Existing existing) : final_(std:
     errno = why;
     return -1;
   });
-  if (descriptor_ < 0) fail_input("{}: cannot create: {}", final_.string(), reason());
+  if (!descriptor_) fail_input("{}: cannot create: {}", final_.string(), reason());
 }
 AtomicDirectory::~AtomicDirectory() {
   std::error_code ignored;  // after an exchange this name has what was there before
   if (!temporary_.empty()) fs::remove_all(temporary_, ignored);
-  ::close(descriptor_);
 }
 void AtomicDirectory::check_renamed(int result) const {
   if (result != 0) fail_input("{}: cannot save: {}", final_.string(), reason());
@@ -176,13 +166,11 @@ void AtomicDirectory::commit() {
 
 DirectoryLock::DirectoryLock(const fs::path& folder)
     : descriptor_(::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)) {
-  if (descriptor_ < 0) fail_input("{}: cannot use it as a directory: {}", folder.string(), reason());
-  if (::flock(descriptor_, LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK) return;
-  ::close(descriptor_);
+  if (!descriptor_) fail_input("{}: cannot use it as a directory: {}", folder.string(), reason());
+  if (::flock(descriptor_.get(), LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK) return;
   fail_usage("{}: another run is writing there; wait for its end, or choose another output directory",
              folder.string());
 }
-DirectoryLock::~DirectoryLock() { ::close(descriptor_); }
 
 void remove_abandoned(const fs::path& path) {
   const std::string prefix = temporary_prefix(path);
@@ -199,12 +187,11 @@ void remove_abandoned(const fs::path& path) {
   }
   for (const fs::path& leftover : found) {
     const int flags = O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC;
-    int descriptor = ::open(leftover.c_str(), O_RDWR | flags);  // over NFS only writers can lock
-    if (descriptor < 0 && errno == EISDIR) descriptor = ::open(leftover.c_str(), O_RDONLY | flags);
-    if (descriptor < 0) continue;
-    if (::flock(descriptor, LOCK_EX | LOCK_NB) == 0 && is_same_file(descriptor, leftover))
+    Descriptor descriptor(::open(leftover.c_str(), O_RDWR | flags));  // over NFS only writers can lock
+    if (!descriptor && errno == EISDIR) descriptor = Descriptor(::open(leftover.c_str(), O_RDONLY | flags));
+    if (descriptor && ::flock(descriptor.get(), LOCK_EX | LOCK_NB) == 0 &&
+        is_same_file(descriptor.get(), leftover))
       fs::remove_all(leftover, error);
-    ::close(descriptor);
   }
 }
 
@@ -240,11 +227,10 @@ void write_text_atomically(const fs::path& path, std::string_view text) {
 
 void sync_path(const fs::path& path) {
   const fs::path target = path.empty() ? fs::path(".") : path;
-  const int descriptor = ::open(target.c_str(), O_RDONLY | O_CLOEXEC);
-  if (descriptor < 0) fail_input("{}: cannot open to flush it: {}", target.string(), reason());
+  const Descriptor descriptor(::open(target.c_str(), O_RDONLY | O_CLOEXEC));
+  if (!descriptor) fail_input("{}: cannot open to flush it: {}", target.string(), reason());
   // Some file systems cannot fsync a folder and say EINVAL; nothing better exists there.
-  const int error = ::fsync(descriptor) == 0 || errno == EINVAL ? 0 : errno;
-  ::close(descriptor);
+  const int error = ::fsync(descriptor.get()) == 0 || errno == EINVAL ? 0 : errno;
   if (error != 0) fail_input("{}: cannot flush to disk: {}", target.string(), std::strerror(error));
 }
 

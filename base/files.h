@@ -8,6 +8,8 @@
 #include <string>
 #include <string_view>
 
+#include "base/descriptor.h"
+
 namespace sinklora {
 
 // A file opened for reading. pread only: no mapping, so a file that shrinks under us is an error and not a
@@ -15,11 +17,6 @@ namespace sinklora {
 class ReadFile {
  public:
   explicit ReadFile(const std::filesystem::path& path);
-  ~ReadFile();
-  ReadFile(ReadFile&& other) noexcept;
-  ReadFile(const ReadFile&) = delete;
-  ReadFile& operator=(ReadFile&&) = delete;
-  ReadFile& operator=(const ReadFile&) = delete;
 
   int64_t size() const { return size_; }
   const std::filesystem::path& path() const { return path_; }
@@ -30,7 +27,7 @@ class ReadFile {
 
  private:
   std::filesystem::path path_;
-  int descriptor_ = -1;
+  Descriptor descriptor_;
   int64_t size_ = 0;
 };
 
@@ -40,8 +37,6 @@ class AtomicFile {
  public:
   explicit AtomicFile(std::filesystem::path path);
   ~AtomicFile();
-  AtomicFile(const AtomicFile&) = delete;
-  AtomicFile& operator=(const AtomicFile&) = delete;
 
   void write(std::span<const std::byte> bytes);
   void write(std::string_view text) { write(std::as_bytes(std::span(text))); }
@@ -49,21 +44,18 @@ class AtomicFile {
 
  private:
   std::filesystem::path path_, temporary_;
-  int descriptor_ = -1;
+  Descriptor descriptor_;
 };
 
 // A file to which whole lines are added.
 class AppendFile {
  public:
   explicit AppendFile(std::filesystem::path path);
-  ~AppendFile();
-  AppendFile(const AppendFile&) = delete;
-  AppendFile& operator=(const AppendFile&) = delete;
   void write(std::string_view text);
 
  private:
   std::filesystem::path path_;
-  int descriptor_ = -1;
+  Descriptor descriptor_;
 };
 
 // A folder filled under a temporary name beside `path`; commit() syncs every file in it and renames it into
@@ -75,8 +67,6 @@ class AtomicDirectory {
   // written.
   explicit AtomicDirectory(std::filesystem::path path, Existing existing = Existing::refuse);
   ~AtomicDirectory();
-  AtomicDirectory(const AtomicDirectory&) = delete;
-  AtomicDirectory& operator=(const AtomicDirectory&) = delete;
 
   const std::filesystem::path& path() const { return temporary_; }  // write files here
   void commit();
@@ -85,7 +75,7 @@ class AtomicDirectory {
   void check_renamed(int result) const;
 
   std::filesystem::path final_, temporary_;
-  int descriptor_ = -1;  // holds its lock
+  Descriptor descriptor_;  // holds its lock
 };
 
 // Keeps a folder from a second process that would lock it, until it dies or ends. A file system that has no
@@ -94,12 +84,9 @@ class DirectoryLock {
  public:
   // Throws Error(usage) when another process holds `folder`, Error(input) when it is no folder.
   explicit DirectoryLock(const std::filesystem::path& folder);
-  ~DirectoryLock();
-  DirectoryLock(const DirectoryLock&) = delete;
-  DirectoryLock& operator=(const DirectoryLock&) = delete;
 
  private:
-  int descriptor_ = -1;
+  Descriptor descriptor_;
 };
 
 // Removes what writers of `path` that were killed have left beside it under temporary names. A writer holds a

@@ -6,7 +6,6 @@
 #include <netinet/tcp.h>
 #include <poll.h>
 #include <sys/socket.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -49,10 +48,6 @@ Deadline after(double seconds) {
 int milliseconds_left(Deadline deadline) {
   const auto left = std::chrono::ceil<std::chrono::milliseconds>(deadline - Clock::now()).count();
   return static_cast<int>(std::clamp<int64_t>(left, 0, 1'000'000'000));
-}
-
-void Descriptor::reset() {
-  if (number_ >= 0) ::close(std::exchange(number_, -1));
 }
 
 bool is_loopback(const std::string& address) { return address.starts_with("127."); }

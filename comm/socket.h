@@ -6,7 +6,8 @@
 #include <cstdint>
 #include <span>
 #include <string>
-#include <utility>
+
+#include "base/descriptor.h"
 
 namespace sinklora {
 
@@ -14,28 +15,6 @@ using Clock = std::chrono::steady_clock;
 using Deadline = Clock::time_point;
 Deadline after(double seconds);
 int milliseconds_left(Deadline deadline);  // for poll(): rounded up, 0 when it has passed
-
-// A file descriptor and its end.
-class Descriptor {
- public:
-  Descriptor() = default;
-  explicit Descriptor(int number) : number_(number) {}
-  ~Descriptor() { reset(); }
-  Descriptor(Descriptor&& other) noexcept : number_(std::exchange(other.number_, -1)) {}
-  Descriptor& operator=(Descriptor&& other) noexcept {
-    if (this != &other) {
-      reset();
-      number_ = std::exchange(other.number_, -1);
-    }
-    return *this;
-  }
-  int get() const { return number_; }
-  explicit operator bool() const { return number_ >= 0; }
-  void reset();
-
- private:
-  int number_ = -1;
-};
 
 struct Endpoint {
   std::string host;  // name or dotted address

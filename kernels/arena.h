@@ -1,4 +1,4 @@
-// All memory of a run: laid out by name before the first step, printed by `plan`, allocated once.
+// All memory of a run: laid out before the first step, printed by `plan`, allocated once.
 #pragma once
 
 #include <string>
@@ -8,8 +8,7 @@
 
 namespace sinklora {
 
-// First take() every tensor, then allocate() once, then place() the views. Planning stops after the first
-// part.
+// First take() every tensor, then allocate() once, which sets the views. Planning stops after the first part.
 class Arena {
  public:
   enum class Place : uint8_t { device, host };  // host: memory that transfers go to (Ops::allocate_host)

@@ -49,7 +49,7 @@ struct LlamaConfig {
 
 // Throws Error(input) naming `source`, the key, the value found and the values wanted. Settings that change
 // the maths and are not implemented (attention_bias, mlp_bias, another hidden_act or model_type, longrope,
-// quantization_config, pretraining_tp > 1 is fine) are refused by name.
+// quantization_config) are refused by name; pretraining_tp > 1, which does not change it, is fine.
 LlamaConfig parse_config(const Json& json, const std::string& source);
 LlamaConfig read_config(const std::filesystem::path& model_directory);
 // What read_config() begins with: throws Error(input) where there is no model's config.json, and says what is

@@ -53,7 +53,7 @@ class SafetensorsFile {
   const std::filesystem::path& path() const { return file_.path(); }
   const TensorInfo* find(const std::string& name) const;
   void read_bytes(const TensorInfo& tensor, std::span<std::byte> out) const;  // as stored
-  // Elements [begin, begin + out.size()) converted to float or double from any float type.
+  // Elements [begin, begin + out.size()) converted to float from any floating-point type.
   void read(const TensorInfo& tensor, int64_t begin, std::span<float> out) const;
 
  private:

@@ -133,8 +133,9 @@ class Weights {
   bool tied_;
 };
 
-// Converts host numbers to the tensor's type and writes them there, and back; Number is float or double.
+// Converts host numbers to the tensor's type and writes them there.
 void upload_numbers(Ops& ops, const Tensor& to, std::span<const float> numbers);
+// Reads a tensor and converts it; Number is float or double.
 template <class Number>
 std::vector<Number> download_numbers(Ops& ops, const Tensor& from);
 

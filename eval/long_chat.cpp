@@ -70,26 +70,18 @@ constexpr std::array<string_view, 16> kAssistantLines = {
     "The short answer is yes. The long answer fills a shelf, and it is still being written.",
     "People disagree on the reasons, but hardly anyone doubts the result any more."};
 
-string_view one_of(Draws& draws, std::span<const string_view> lines) {
-  return lines[static_cast<size_t>(draws.below(std::ssize(lines)))];
-}
-
-RetrievalText text_of(LongQuestion question) {
-  return {std::move(question.instruction), std::move(question.lead), std::move(question.value)};
-}
-
 std::string conversation(Draws& draws, int64_t topic) {
   const std::string name = fmt::format("{} {}", kAspects[static_cast<size_t>(topic / std::ssize(kThings))],
                                        kThings[static_cast<size_t>(topic % std::ssize(kThings))]);
   std::string text = fmt::format("USER: I would like to talk about {}.\nASSISTANT: Sure, gladly. {}\n", name,
-                                 one_of(draws, kAssistantLines));
+                                 draws.one_of(kAssistantLines));
   for (int64_t turn = 2 + draws.below(3); turn > 0; --turn)
-    text += fmt::format("USER: {}\nASSISTANT: {} {}\n", one_of(draws, kUserLines),
-                        one_of(draws, kAssistantLines), one_of(draws, kAssistantLines));
+    text += fmt::format("USER: {}\nASSISTANT: {} {}\n", draws.one_of(kUserLines),
+                        draws.one_of(kAssistantLines), draws.one_of(kAssistantLines));
   return text + "\n";
 }
 
-RetrievalText write_lines(uint64_t seed, int64_t bytes, int64_t trial, const std::optional<double>& depth) {
+LongQuestion write_lines(uint64_t seed, int64_t bytes, int64_t trial, const std::optional<double>& depth) {
   Draws draws(seed, "retrieval lines", static_cast<uint64_t>(trial));
   const double drawn = draws.uniform();
   const Permutation names(kWordPairs, seed, static_cast<uint64_t>(trial));
@@ -109,16 +101,16 @@ RetrievalText write_lines(uint64_t seed, int64_t bytes, int64_t trial, const std
   }
   const auto last = static_cast<double>(leads.size() - 1);
   const auto asked = static_cast<size_t>(depth ? *depth * last + 0.5 : drawn * (last + 1));
-  RetrievalText text{std::string(kLinesTask), leads[asked], values[asked]};
+  LongQuestion text{std::string(kLinesTask), leads[asked], values[asked], ""};
   for (size_t i = 0; i < leads.size(); ++i) text.instruction += leads[i] + values[i] + "\n";
   text.instruction += question(leads[asked]);
   return text;
 }
 
-RetrievalText write_topics(uint64_t seed, int64_t bytes, int64_t trial) {
+LongQuestion write_topics(uint64_t seed, int64_t bytes, int64_t trial) {
   Draws draws(seed, "retrieval topics", static_cast<uint64_t>(trial));
   const Permutation topics(kTopics, seed, static_cast<uint64_t>(trial));
-  RetrievalText text{std::string(kTopicsTask), "The first topic was", ""};
+  LongQuestion text{std::string(kTopicsTask), "The first topic was", "", ""};
   const int64_t limit = bytes - std::ssize(kTopicsQuestion);
   for (uint64_t i = 0; i < static_cast<uint64_t>(kTopics); ++i) {
     const std::string next = conversation(draws, static_cast<int64_t>(topics(i)));
@@ -154,7 +146,7 @@ RetrievalWriter book_questions_writer(BookQuestions questions) {
   const int64_t smallest = questions.smallest();
   return {smallest, [questions = std::make_shared<BookQuestions>(std::move(questions))](
                         int64_t bytes, int64_t trial, const std::optional<double>& depth) {
-            return text_of(questions->make(static_cast<uint64_t>(trial), bytes, depth));
+            return questions->make(static_cast<uint64_t>(trial), bytes, depth);
           }};
 }
 
@@ -162,12 +154,12 @@ RetrievalWriter synthetic_questions_writer(uint64_t seed) {
   constexpr int64_t kQuestion = 48;  // bytes
   return {250, [seed](int64_t bytes, int64_t trial, const std::optional<double>& depth) {
             const CorpusOptions options{seed, bytes - kQuestion, bytes - kQuestion};
-            return text_of(synthetic_question(options, static_cast<uint64_t>(trial), depth));
+            return synthetic_question(options, static_cast<uint64_t>(trial), depth);
           }};
 }
 
 RetrievalTask worded_task(const Tokenizer& tokenizer, InstructionTemplate form, RetrievalWriter writer) {
-  const auto encode = [&tokenizer, form](const RetrievalText& text, const std::string& answer) {
+  const auto encode = [&tokenizer, form](const LongQuestion& text, const std::string& answer) {
     const Segment parts[] = {{instruction_prompt(form, text.instruction), false, false},
                              {answer, false, true}};
     std::vector<int32_t> ids = tokenizer.encode_segments(parts).ids;
@@ -177,7 +169,7 @@ RetrievalTask worded_task(const Tokenizer& tokenizer, InstructionTemplate form, 
   return [encode, writer = std::move(writer)](int64_t tokens, int64_t trial,
                                               const std::optional<double>& depth) {
     const auto prompt_of = [&](int64_t bytes) {
-      const RetrievalText text = writer.write(bytes, trial, depth);
+      const LongQuestion text = writer.write(bytes, trial, depth);
       const std::vector<int32_t> lead = encode(text, text.lead), whole = encode(text, text.lead + text.value);
       // A token may reach over the border between lead and value: it is part of the answer then.
       const auto border = std::mismatch(lead.begin(), lead.end(), whole.begin(), whole.end()).second;

@@ -10,23 +10,18 @@
 #include <string>
 
 #include "data/book_questions.h"
+#include "data/long_question.h"
 #include "data/templates.h"
 #include "data/tokenizer.h"
 #include "eval/retrieval.h"
 
 namespace sinklora {
 
-struct RetrievalText {
-  std::string instruction;
-  std::string lead;   // how the answer begins; given to the model
-  std::string value;  // how it goes on; wanted from the model
-};
-
-// Writes the text of a trial with an instruction of at most `bytes` bytes, not fewer than `smallest`, and
-// leaves as few of them free as it can.
+// Writes the question of a trial with an instruction of at most `bytes` bytes, not fewer than `smallest`, and
+// leaves as few of them free as it can. The model is given instruction and lead, and is to say the value.
 struct RetrievalWriter {
   int64_t smallest = 0;
-  std::function<RetrievalText(int64_t bytes, int64_t trial, const std::optional<double>& depth)> write;
+  std::function<LongQuestion(int64_t bytes, int64_t trial, const std::optional<double>& depth)> write;
 };
 
 // "line amber-lantern: REGISTER_CONTENT is <24169>", line after line, each name once; one line is asked for.

@@ -57,7 +57,7 @@ TEST_CASE("retrieval of lines: each name once, the asked one at its depth, as ma
   const RetrievalWriter writer = lines_writer(4);
   for (const int64_t bytes : {writer.smallest, int64_t{4000}, int64_t{100'000}})
     for (const std::optional<double> depth : {std::optional<double>(), {0.0}, {0.5}, {1.0}}) {
-      const RetrievalText text = writer.write(bytes, 7, depth);
+      const LongQuestion text = writer.write(bytes, 7, depth);
       CHECK(std::ssize(text.instruction) <= bytes);
       CHECK(std::ssize(text.instruction) > bytes - 160);
       std::map<std::string, std::string> numbers;
@@ -84,7 +84,7 @@ TEST_CASE("retrieval of topics: conversations about topics of their own, the fir
   std::set<std::string> firsts;
   for (int64_t trial = 0; trial < 30; ++trial)
     for (const int64_t bytes : {writer.smallest, int64_t{30'000}}) {
-      const RetrievalText text = writer.write(bytes, trial, std::nullopt);
+      const LongQuestion text = writer.write(bytes, trial, std::nullopt);
       CHECK(std::ssize(text.instruction) <= bytes);
       CHECK(std::ssize(text.instruction) > bytes - 1700);
       std::vector<std::string> topics;

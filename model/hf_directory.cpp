@@ -9,6 +9,7 @@
 
 #include "base/error.h"
 #include "model/checksums.h"
+#include "model/defects.h"
 #include "model/json_fields.h"
 
 namespace sinklora {
@@ -24,25 +25,6 @@ constexpr const char* kCopiedFiles[] = {
 
 // Old uploads store this table beside the weights; it follows from the config.
 bool ignored(const std::string& name) { return name.ends_with(".rotary_emb.inv_freq"); }
-
-// A defect list that says how much was left out.
-class Defects {
- public:
-  void add(std::string defect) {
-    if (++count_ <= kShown) list_.push_back(std::move(defect));
-  }
-  void fail_if_any(const fs::path& directory) const {
-    if (count_ == 0) return;
-    fail_input("{}: {} {} of the tensors: {}{}", directory.string(), count_,
-               count_ == 1 ? "defect" : "defects", fmt::join(list_, "; "),
-               count_ > kShown ? fmt::format("; and {} more", count_ - kShown) : "");
-  }
-
- private:
-  static constexpr size_t kShown = 20;
-  size_t count_ = 0;
-  std::vector<std::string> list_;
-};
 
 // A shard's name comes from the index, that is, from a stranger: it must name a file of this directory and
 // nothing else.
@@ -124,20 +106,20 @@ void compare_with_expected(const LlamaConfig& config, const std::map<std::string
     const auto at = found.find(expected.name);
     if (at == found.end()) {
       const bool head = expected.name == "lm_head.weight";
-      defects.add(fmt::format("{} is missing{}", expected.name,
-                              head ? " (and config.json does not set tie_word_embeddings)" : ""));
+      defects.add("{} is missing{}", expected.name,
+                  head ? " (and config.json does not set tie_word_embeddings)" : "");
       continue;
     }
     const TensorInfo& info = at->second;
     if (info.shape != expected.shape)
-      defects.add(fmt::format("{} has shape [{}], wanted [{}]", info.name, fmt::join(info.shape, ", "),
-                              fmt::join(expected.shape, ", ")));
+      defects.add("{} has shape [{}], wanted [{}]", info.name, fmt::join(info.shape, ", "),
+                  fmt::join(expected.shape, ", "));
     if (!info.foreign_dtype.empty() || info.dtype == DType::i64 || info.dtype == DType::i32)
-      defects.add(fmt::format("{} has dtype {}, wanted bf16, f16 or f32", info.name,
-                              info.foreign_dtype.empty() ? name_of(info.dtype) : info.foreign_dtype));
+      defects.add("{} has dtype {}, wanted bf16, f16 or f32", info.name,
+                  info.foreign_dtype.empty() ? name_of(info.dtype) : info.foreign_dtype);
   }
   for (const auto& [name, info] : found)
-    if (!wanted.contains(name)) defects.add(fmt::format("{} is no tensor of this model", shown(Json(name))));
+    if (!wanted.contains(name)) defects.add("{} is no tensor of this model", shown(Json(name)));
 }
 
 }  // namespace
@@ -196,26 +178,25 @@ ModelDirectory::ModelDirectory(const fs::path& directory)
       total_size += info.bytes;
       const auto listed = index.file_of.find(info.name);
       if (sharded && listed == index.file_of.end())
-        defects.add(fmt::format("{} is in {} but not in the index", shown(Json(info.name)), shard));
+        defects.add("{} is in {} but not in the index", shown(Json(info.name)), shard);
       else if (sharded && listed->second != shard)
-        defects.add(
-            fmt::format("{} is in {}, but the index says {}", shown(Json(info.name)), shard, listed->second));
+        defects.add("{} is in {}, but the index says {}", shown(Json(info.name)), shard, listed->second);
       if (ignored(info.name)) continue;
-      if (!found.emplace(info.name, info).second)
-        defects.add(fmt::format("{} is in two files", shown(Json(info.name))));
+      if (!found.emplace(info.name, info).second) defects.add("{} is in two files", shown(Json(info.name)));
       tensors_[info.name] = {files_.size() - 1, info};
     }
   }
   for (const auto& [tensor, file] : index.file_of)
     if (!tensors_.contains(tensor) && !ignored(tensor))
-      defects.add(fmt::format("the index lists {} in {}, which lacks it", shown(Json(tensor)), file));
+      defects.add("the index lists {} in {}, which lacks it", shown(Json(tensor)), file);
   if (config_.tied_embeddings && found.erase("lm_head.weight") != 0) {
     tensors_.erase("lm_head.weight");
     fmt::print(stderr, "{}: note: lm_head.weight is not used because config.json sets tie_word_embeddings\n",
                directory.string());
   }
   compare_with_expected(config_, found, defects);
-  defects.fail_if_any(directory);
+  defects.fail_if_any(fmt::format("{}: {} {} of the tensors", directory.string(), defects.count(),
+                                  defects.count() == 1 ? "defect" : "defects"));
   if (index.total_size && *index.total_size != total_size)
     fmt::print(stderr, "{}: warning: the index gives total_size {}, the shards hold {} bytes\n",
                directory.string(), *index.total_size, total_size);

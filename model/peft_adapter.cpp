@@ -10,6 +10,7 @@
 
 #include "base/error.h"
 #include "model/checksums.h"
+#include "model/defects.h"
 #include "model/hf_directory.h"
 #include "model/json_fields.h"
 
@@ -22,7 +23,6 @@ constexpr const char* kWeightsFile = "adapter_model.safetensors";
 constexpr const char* kRunInfoFile = "sinklora.json";
 constexpr std::string_view kPrefix = "base_model.model.";
 constexpr int64_t kMaxConfigBytes = int64_t{1} << 19;
-constexpr size_t kShownDefects = 20;
 
 std::string linear_name(int64_t layer, size_t linear) {
   return fmt::format("model.layers.{}.{}.{}", layer, linear < 4 ? "self_attn" : "mlp", kLinearNames[linear]);
@@ -44,14 +44,6 @@ std::pair<int64_t, size_t> parse_linear(const std::string& module) {
   return {-1, 0};
 }
 
-void fail_on(const std::vector<std::string>& defects, const std::string& source) {
-  if (defects.empty()) return;
-  const size_t shown_count = std::min(defects.size(), kShownDefects);
-  fail_input("{}: {}{}", source,
-             fmt::join(defects.begin(), defects.begin() + static_cast<ptrdiff_t>(shown_count), "; "),
-             defects.size() > shown_count ? fmt::format("; and {} more", defects.size() - shown_count) : "");
-}
-
 fs::path weights_path(const fs::path& directory) {
   std::error_code error;
   if (!fs::exists(directory / kWeightsFile, error) && fs::exists(directory / "adapter_model.bin", error))
@@ -71,13 +63,13 @@ struct Pair {
 
 AdapterLayout layout_of(const SafetensorsFile& file, AdapterSettings settings) {
   std::map<std::tuple<int64_t, size_t>, Pair> pairs;
-  std::vector<std::string> defects;
+  Defects defects;
   AdapterLayout layout;
   for (const TensorInfo& info : file.tensors()) {
     layout.parameters += info.elements();
     std::string name = info.name;
     if (!name.starts_with(kPrefix)) {
-      defects.push_back(fmt::format("the tensor {} does not begin with {}", shown(Json(name)), kPrefix));
+      defects.add("the tensor {} does not begin with {}", shown(Json(name)), kPrefix);
       continue;
     }
     name = name.substr(kPrefix.size());
@@ -86,8 +78,8 @@ AdapterLayout layout_of(const SafetensorsFile& file, AdapterSettings settings) {
       const auto [layer, linear] =
           parse_linear(name.substr(0, name.size() - std::string_view(".lora_A.weight").size()));
       if (layer < 0 || info.shape.size() != 2) {
-        defects.push_back(fmt::format("{} [{}] is no LoRA matrix of one of the seven linears of a block",
-                                      shown(Json(info.name)), fmt::join(info.shape, ", ")));
+        defects.add("{} [{}] is no LoRA matrix of one of the seven linears of a block",
+                    shown(Json(info.name)), fmt::join(info.shape, ", "));
         continue;
       }
       Pair& pair = pairs[{layer, linear}];
@@ -96,15 +88,14 @@ AdapterLayout layout_of(const SafetensorsFile& file, AdapterSettings settings) {
       layout.replaced.push_back(info);
       layout.replaced.back().name = name;
     } else {
-      defects.push_back(fmt::format("the tensor {} is not understood", shown(Json(info.name))));
+      defects.add("the tensor {} is not understood", shown(Json(info.name)));
     }
   }
   for (const auto& [place, pair] : pairs) {
     AdapterLayout::Module module;
     module.name = linear_name(std::get<0>(place), std::get<1>(place));
     if (!pair.a || !pair.b) {
-      defects.push_back(
-          fmt::format("{} has lora_{} without lora_{}", module.name, pair.a ? 'A' : 'B', pair.a ? 'B' : 'A'));
+      defects.add("{} has lora_{} without lora_{}", module.name, pair.a ? 'A' : 'B', pair.a ? 'B' : 'A');
       continue;
     }
     module.rank = pair.a->shape[0];
@@ -113,14 +104,13 @@ AdapterLayout layout_of(const SafetensorsFile& file, AdapterSettings settings) {
     module.scale = settings.scale_of(module.name);
     const int64_t wanted = settings.rank_of(module.name);
     if (module.rank != wanted || pair.b->shape[1] != wanted)
-      defects.push_back(fmt::format("{}: lora_A [{}] and lora_B [{}] do not have the rank {} of {}",
-                                    module.name, fmt::join(pair.a->shape, ", "),
-                                    fmt::join(pair.b->shape, ", "), wanted, kConfigFile));
+      defects.add("{}: lora_A [{}] and lora_B [{}] do not have the rank {} of {}", module.name,
+                  fmt::join(pair.a->shape, ", "), fmt::join(pair.b->shape, ", "), wanted, kConfigFile);
     if (!settings.targets.empty() && !settings.selects(module.name, std::get<0>(place)))
-      defects.push_back(fmt::format("{} has a LoRA, but target_modules does not name it", module.name));
+      defects.add("{} has a LoRA, but target_modules does not name it", module.name);
     layout.modules.push_back(std::move(module));
   }
-  fail_on(defects, file.path().string());
+  defects.fail_if_any(file.path().string());
   layout.settings = std::move(settings);
   return layout;
 }
@@ -158,40 +148,39 @@ using Shapes = std::map<std::string, std::vector<int64_t>>;
 // What is in the adapter must fit the base. Rows beyond the base's vocabulary are cut off where `embed_rows`
 // says so.
 void check_fit(AdapterLayout& layout, const LlamaConfig& base, const Shapes& shapes,
-               const std::string& embed_rows, std::vector<std::string>& defects) {
+               const std::string& embed_rows, Defects& defects) {
   for (const AdapterLayout::Module& module : layout.modules) {
     const auto at = shapes.find(module.name + ".weight");
     if (at == shapes.end())
-      defects.push_back(
-          fmt::format("{} is no module of the base, which has {} layers", module.name, base.num_layers));
+      defects.add("{} is no module of the base, which has {} layers", module.name, base.num_layers);
     else if (at->second != std::vector<int64_t>{module.out, module.in})
-      defects.push_back(fmt::format("{} maps {} to {} in the adapter, but the base has shape [{}]",
-                                    module.name, module.in, module.out, fmt::join(at->second, ", ")));
+      defects.add("{} maps {} to {} in the adapter, but the base has shape [{}]", module.name, module.in,
+                  module.out, fmt::join(at->second, ", "));
   }
   for (TensorInfo& info : layout.replaced) {
     const auto at = shapes.find(info.name);
     if (at == shapes.end()) {
-      defects.push_back(fmt::format("{} is no tensor of the base", shown(Json(info.name))));
+      defects.add("{} is no tensor of the base", shown(Json(info.name)));
       continue;
     }
     const bool by_token = info.name == "model.embed_tokens.weight" || info.name == "lm_head.weight";
     const bool taller = by_token && info.shape.size() == 2 && info.shape[1] == base.hidden_size &&
                         info.shape[0] > base.vocab_size;
     if (taller && embed_rows.empty())
-      defects.push_back(fmt::format(
+      defects.add(
           "{} has {} rows over a base of {} (LongLoRA adds a [PAD] row); say --embed-rows drop or keep",
-          info.name, info.shape[0], base.vocab_size));
+          info.name, info.shape[0], base.vocab_size);
     else if (taller && embed_rows == "drop")
       info.shape[0] = base.vocab_size;
     else if (!taller && info.shape != at->second)
-      defects.push_back(fmt::format("{} has shape [{}], the base has [{}]", info.name,
-                                    fmt::join(info.shape, ", "), fmt::join(at->second, ", ")));
+      defects.add("{} has shape [{}], the base has [{}]", info.name, fmt::join(info.shape, ", "),
+                  fmt::join(at->second, ", "));
   }
 }
 
 // What target_modules and modules_to_save name must be in the adapter.
 void check_complete(const AdapterLayout& layout, const LlamaConfig& base, const Shapes& shapes,
-                    std::vector<std::string>& defects) {
+                    Defects& defects) {
   const AdapterSettings& settings = layout.settings;
   std::set<std::string> present, replaced;
   for (const AdapterLayout::Module& module : layout.modules) present.insert(module.name);
@@ -201,15 +190,14 @@ void check_complete(const AdapterLayout& layout, const LlamaConfig& base, const 
       for (size_t linear = 0; linear < std::size(kLinearNames); ++linear)
         if (const std::string name = linear_name(layer, linear);
             settings.selects(name, layer) && !present.contains(name))
-          defects.push_back(fmt::format("target_modules names {}, but its matrices are missing", name));
+          defects.add("target_modules names {}, but its matrices are missing", name);
   for (const char* other : {"model.embed_tokens", "lm_head"})
     if (!settings.targets.all_linear && settings.targets.contains(other))
-      defects.push_back(
-          fmt::format("target_modules names {}; LoRA is implemented for the linears of the blocks", other));
+      defects.add("target_modules names {}; LoRA is implemented for the linears of the blocks", other);
   for (const std::string& wanted : settings.modules_to_save)
     for (const auto& [name, shape] : shapes)
       if (name.ends_with(wanted + ".weight") && !replaced.contains(name))
-        defects.push_back(fmt::format("modules_to_save names {}, but {} is missing", wanted, name));
+        defects.add("modules_to_save names {}, but {} is missing", wanted, name);
 }
 
 void compare_with_base(AdapterLayout& layout, const LlamaConfig& base, const std::string& embed_rows,
@@ -218,10 +206,10 @@ void compare_with_base(AdapterLayout& layout, const LlamaConfig& base, const std
   with_head.tied_embeddings = false;
   Shapes shapes;
   for (const TensorInfo& info : expected_tensors(with_head)) shapes[info.name] = info.shape;
-  std::vector<std::string> defects;
+  Defects defects;
   check_fit(layout, base, shapes, embed_rows, defects);
   check_complete(layout, base, shapes, defects);
-  fail_on(defects, source);
+  defects.fail_if_any(source);
 }
 
 HostTensor load(const SafetensorsFile& file, const TensorInfo& stored, const std::string& name,

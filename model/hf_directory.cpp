@@ -105,7 +105,7 @@ void compare_with_expected(const LlamaConfig& config, const std::map<std::string
     wanted.insert(expected.name);
     const auto at = found.find(expected.name);
     if (at == found.end()) {
-      const bool head = expected.name == "lm_head.weight";
+      const bool head = expected.name == kHead;
       defects.add("{} is missing{}", expected.name,
                   head ? " (and config.json does not set tie_word_embeddings)" : "");
       continue;
@@ -135,7 +135,7 @@ std::vector<TensorInfo> expected_tensors(const LlamaConfig& config) {
     tensors.push_back(std::move(info));
   };
   const int64_t hidden = config.hidden_size, inner = config.intermediate_size;
-  add("model.embed_tokens.weight", {config.vocab_size, hidden});
+  add(kEmbedding, {config.vocab_size, hidden});
   for (int64_t layer = 0; layer < config.num_layers; ++layer) {
     const std::string block = fmt::format("model.layers.{}.", layer);
     add(block + "input_layernorm.weight", {hidden});
@@ -149,7 +149,7 @@ std::vector<TensorInfo> expected_tensors(const LlamaConfig& config) {
     add(block + "mlp.down_proj.weight", {hidden, inner});
   }
   add("model.norm.weight", {hidden});
-  if (!config.tied_embeddings) add("lm_head.weight", {config.vocab_size, hidden});
+  if (!config.tied_embeddings) add(kHead, {config.vocab_size, hidden});
   return tensors;
 }
 
@@ -189,10 +189,10 @@ ModelDirectory::ModelDirectory(const fs::path& directory)
   for (const auto& [tensor, file] : index.file_of)
     if (!tensors_.contains(tensor) && !ignored(tensor))
       defects.add("the index lists {} in {}, which lacks it", shown(Json(tensor)), file);
-  if (config_.tied_embeddings && found.erase("lm_head.weight") != 0) {
-    tensors_.erase("lm_head.weight");
-    fmt::print(stderr, "{}: note: lm_head.weight is not used because config.json sets tie_word_embeddings\n",
-               directory.string());
+  if (config_.tied_embeddings && found.erase(kHead) != 0) {
+    tensors_.erase(kHead);
+    fmt::print(stderr, "{}: note: {} is not used because config.json sets tie_word_embeddings\n",
+               directory.string(), kHead);
   }
   compare_with_expected(config_, found, defects);
   defects.fail_if_any(fmt::format("{}: {} {} of the tensors", directory.string(), defects.count(),
@@ -201,8 +201,7 @@ ModelDirectory::ModelDirectory(const fs::path& directory)
     fmt::print(stderr, "{}: warning: the index gives total_size {}, the shards hold {} bytes\n",
                directory.string(), *index.total_size, total_size);
   const JsonFields fields(config_.raw, directory.string());
-  if (!fields.given("dtype") && !fields.given("torch_dtype"))
-    config_.dtype = info("model.embed_tokens.weight").dtype;
+  if (!fields.given("dtype") && !fields.given("torch_dtype")) config_.dtype = info(kEmbedding).dtype;
 }
 
 const ModelDirectory::Entry& ModelDirectory::entry(const std::string& name) const {

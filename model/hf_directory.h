@@ -8,6 +8,10 @@
 
 namespace sinklora {
 
+// The two matrices that are one where a model's embeddings are tied.
+inline constexpr const char* kEmbedding = "model.embed_tokens.weight";
+inline constexpr const char* kHead = "lm_head.weight";
+
 // Names and shapes of every tensor that a LLaMA of this config has, lm_head only when it is not tied.
 std::vector<TensorInfo> expected_tensors(const LlamaConfig& config);
 

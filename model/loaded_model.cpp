@@ -9,16 +9,6 @@
 namespace sinklora {
 namespace {
 
-// An adapter may hold one of two tied matrices, or two different ones: the model then has both.
-bool unties_head(const Adapter& adapter, const LlamaConfig& config) {
-  if (!config.tied_embeddings) return false;
-  const auto embedding = adapter.replaced.find("model.embed_tokens.weight");
-  const auto head = adapter.replaced.find("lm_head.weight");
-  const auto end = adapter.replaced.end();
-  if (embedding == end && head == end) return false;
-  return embedding == end || head == end || embedding->second.data != head->second.data;
-}
-
 RopeScaling scaling_in_force(const InferenceOptions& options, const LlamaConfig& config) {
   if (options.rope_scaling == "auto" && !options.adapter.empty())
     if (const AdapterRunInfo info = read_run_info(options.adapter); info.rope) return *info.rope;
@@ -42,7 +32,7 @@ std::unique_ptr<Llama> load_for_inference(const InferenceOptions& options, Ops& 
   if (!options.adapter.empty() && options.notes) note_other_base(options.adapter, options.model);
   ModelOptions model;
   model.adapters = adapter_specs(adapter);
-  model.untie_head = unties_head(adapter, config);
+  model.untie_head = config.tied_embeddings && !keeps_head_tied(adapter);
   model.frozen_dtype = frozen_dtype(options.precision);
 
   const int64_t all = options.context * options.batch;

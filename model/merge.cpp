@@ -13,17 +13,11 @@
 namespace sinklora {
 namespace {
 
-constexpr const char* kEmbedding = "model.embed_tokens.weight";
-constexpr const char* kHead = "lm_head.weight";
 constexpr int64_t kPieceElements = int64_t{1} << 22;
-
-std::span<const float> floats(const HostTensor& tensor) {
-  return {reinterpret_cast<const float*>(tensor.data.data()), tensor.data.size() / sizeof(float)};
-}
 
 // rows += scale * B[first..] A for the `count` rows of W that begin at `first`; `out` is W's width.
 void add_product(const AdapterModule& module, int64_t first, int64_t count, std::span<float> rows) {
-  const std::span<const float> a = floats(module.a), b = floats(module.b);
+  const std::span<const float> a = module.a.floats(), b = module.b.floats();
   const int64_t width = module.a.shape[1], rank = module.rank;
 #pragma omp parallel
   {
@@ -94,7 +88,7 @@ class Producer {
       values_ = base_values_;
       if (replaced != adapter_.replaced.end()) {
         const auto new_values =
-            floats(replaced->second).subspan(static_cast<size_t>(at), static_cast<size_t>(count));
+            replaced->second.floats().subspan(static_cast<size_t>(at), static_cast<size_t>(count));
         values_.assign(new_values.begin(), new_values.end());
       } else if (from_base < count) {
         append_mean_rows(from, count - from_base, width);
@@ -152,29 +146,10 @@ DType stored_dtype(const ModelDirectory& base, const std::string& name, const Me
   return dtype == DType::f64 ? DType::f32 : dtype;
 }
 
-// Do embedding and head hold the same bytes in the result, so that one of them is enough?
-bool still_tied(const ModelDirectory& base, const Adapter& adapter, DType dtype) {
-  if (!base.config().tied_embeddings) return false;
-  const auto embedding = adapter.replaced.find(kEmbedding), head = adapter.replaced.find(kHead),
-             none = adapter.replaced.end();
-  if (embedding == none && head == none) return true;
-  if (embedding == none || head == none || embedding->second.shape != head->second.shape) return false;
-  std::vector<std::byte> a, b;
-  const auto x = floats(embedding->second), y = floats(head->second);
-  for (size_t at = 0; at < x.size(); at += kPieceElements) {
-    const size_t count = std::min(static_cast<size_t>(kPieceElements), x.size() - at);
-    a.clear();
-    b.clear();
-    append_as(dtype, x.subspan(at, count), a);
-    append_as(dtype, y.subspan(at, count), b);
-    if (a != b) return false;
-  }
-  return true;
-}
-
 LlamaConfig merged_config(const ModelDirectory& base, const Adapter& adapter, const MergeOptions& options) {
   LlamaConfig config = base.config();
-  config.tied_embeddings = still_tied(base, adapter, stored_dtype(base, kEmbedding, options));
+  const DType head_dtype = stored_dtype(base, kEmbedding, options);
+  config.tied_embeddings = config.tied_embeddings && keeps_head_tied(adapter, head_dtype);
   if (options.dtype) config.dtype = *options.dtype;
   if (options.rope) config.rope = *options.rope;
   config.max_positions = trained_reach(config, options.context);

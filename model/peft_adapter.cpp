@@ -163,7 +163,7 @@ void check_fit(AdapterLayout& layout, const LlamaConfig& base, const Shapes& sha
       defects.add("{} is no tensor of the base", shown(Json(info.name)));
       continue;
     }
-    const bool by_token = info.name == "model.embed_tokens.weight" || info.name == "lm_head.weight";
+    const bool by_token = info.name == kEmbedding || info.name == kHead;
     const bool taller = by_token && info.shape.size() == 2 && info.shape[1] == base.hidden_size &&
                         info.shape[0] > base.vocab_size;
     if (taller && embed_rows.empty())
@@ -290,15 +290,27 @@ Json config_of(const Adapter& adapter, double alpha, const std::string& base_mod
           {"layers_pattern", nullptr}};
 }
 
-// Embedding and head are one matrix, written twice.
-bool holds_tied_matrix(const Adapter& adapter) {
-  const auto embedding = adapter.replaced.find("model.embed_tokens.weight");
-  const auto head = adapter.replaced.find("lm_head.weight");
-  return embedding != adapter.replaced.end() && head != adapter.replaced.end() &&
-         embedding->second.data == head->second.data;
-}
-
 }  // namespace
+
+bool keeps_head_tied(const Adapter& adapter, DType dtype) {
+  constexpr size_t kPiece = size_t{1} << 20;
+  const auto embedding = adapter.replaced.find(kEmbedding), head = adapter.replaced.find(kHead),
+             none = adapter.replaced.end();
+  if (embedding == none || head == none) return embedding == head;
+  if (embedding->second.shape != head->second.shape) return false;
+  if (embedding->second.data == head->second.data) return true;
+  std::vector<std::byte> a, b;
+  const auto x = embedding->second.floats(), y = head->second.floats();
+  for (size_t at = 0; at < x.size(); at += kPiece) {
+    const size_t count = std::min(kPiece, x.size() - at);
+    a.clear();
+    b.clear();
+    append_as(dtype, x.subspan(at, count), a);
+    append_as(dtype, y.subspan(at, count), b);
+    if (a != b) return false;
+  }
+  return true;
+}
 
 AdapterLayout read_adapter_layout(const fs::path& directory) {
   expect_adapter(directory);
@@ -307,8 +319,8 @@ AdapterLayout read_adapter_layout(const fs::path& directory) {
   const SafetensorsFile file(weights_path(directory));
   AdapterLayout layout = layout_of(file, std::move(settings));
   // Embedding and head of a base that ties them are one matrix, written twice.
-  const TensorInfo* embedding = file.find(std::string(kPrefix) + "model.embed_tokens.weight");
-  const TensorInfo* head = file.find(std::string(kPrefix) + "lm_head.weight");
+  const TensorInfo* embedding = file.find(std::string(kPrefix) + kEmbedding);
+  const TensorInfo* head = file.find(std::string(kPrefix) + kHead);
   if (embedding && head && are_equal(file, *embedding, *head)) layout.parameters -= head->elements();
   return layout;
 }
@@ -357,7 +369,7 @@ void write_adapter(const fs::path& directory, const Adapter& adapter, double alp
   for (const auto& [name, tensor] : adapter.replaced) add(name, tensor);
   Json config = config_of(adapter, alpha, base_model_path);
   // Without it PEFT warns and unties them when it merges. Only where it matters: older PEFT does not know it.
-  if (holds_tied_matrix(adapter)) config["ensure_weight_tying"] = true;
+  if (adapter.replaced.contains(kHead) && keeps_head_tied(adapter)) config["ensure_weight_tying"] = true;
   write_safetensors(directory / kWeightsFile, tensors);
   write_text_atomically(directory / kConfigFile, config.dump(2) + "\n");
 }

@@ -31,6 +31,10 @@ struct Adapter {
   Json config;  // adapter_config.json as read
 };
 
+// Whether a base that uses its embedding as its head still does so with this adapter: it replaces neither, or both,
+// and by the same numbers once they are rounded to `dtype`.
+bool keeps_head_tied(const Adapter& adapter, DType dtype = DType::f32);
+
 // Reads and checks against the base: every module and replaced tensor must exist there with fitting shapes.
 // Refuses by name what is not implemented (use_dora, lora_bias, bias other than none, ...); unknown keys are
 // named on stderr. `embed_rows`: what to do with V+1 embedding rows over a base of V (LongLoRA adds a [PAD]

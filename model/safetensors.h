@@ -71,6 +71,10 @@ struct HostTensor {
   DType dtype = DType::f32;
   std::vector<int64_t> shape;
   std::vector<std::byte> data;
+  // Of a tensor of f32.
+  std::span<const float> floats() const {
+    return {reinterpret_cast<const float*>(data.data()), data.size() / sizeof(float)};
+  }
 };
 
 // A tensor to be written whose bytes are produced when their turn comes, so that a model larger than memory

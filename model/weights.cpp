@@ -42,12 +42,8 @@ void set_weight(Ops& ops, const Weight& weight, const std::function<void(int64_t
   }
 }
 
-std::span<const float> floats_of(const HostTensor& tensor) {
-  return {reinterpret_cast<const float*>(tensor.data.data()), tensor.data.size() / sizeof(float)};
-}
-
 void set_weight(Ops& ops, const Weight& weight, const HostTensor& from) {
-  const std::span<const float> numbers = floats_of(from);
+  const std::span<const float> numbers = from.floats();
   if (static_cast<int64_t>(numbers.size()) != weight.value.size())
     fail_internal("{}: {} elements for a tensor {}", from.name, numbers.size(), describe(weight.value));
   set_weight(ops, weight, [&](int64_t begin, std::span<float> out) {
@@ -253,7 +249,7 @@ void Weights::name_parameters() {
       add(part->module + ".lora_B.weight", projection.b[i]);
     }
   };
-  add("model.embed_tokens.weight", embedding);
+  add(kEmbedding, embedding);
   for (size_t i = 0; i < layers.size(); ++i) {
     const std::string name = layer_name(static_cast<int64_t>(i));
     add(name + "input_layernorm.weight", layers[i].attention_norm, false);
@@ -264,7 +260,7 @@ void Weights::name_parameters() {
     add_projection(layers[i].down, i);
   }
   add("model.norm.weight", final_norm, false);
-  if (!tied_) add("lm_head.weight", head);
+  if (!tied_) add(kHead, head);
 }
 
 const Parameter& Weights::parameter(const std::string& name) const {
@@ -290,8 +286,8 @@ void Weights::load(Ops& ops, const ModelDirectory& model) {
   fill(ops, [&](const Parameter& parameter) {
     if (parameter.name.find(".lora_") != std::string::npos) return;
     // An untied head of a tied checkpoint starts as the embedding.
-    const bool tied_head = parameter.name == "lm_head.weight" && config_.tied_embeddings;
-    const std::string name = tied_head ? "model.embed_tokens.weight" : parameter.name;
+    const bool tied_head = parameter.name == kHead && config_.tied_embeddings;
+    const std::string name = tied_head ? kEmbedding : parameter.name;
     set_weight(ops, parameter.weight,
                [&](int64_t begin, std::span<float> out) { model.read(name, begin, out); });
   });
@@ -303,7 +299,7 @@ void Weights::load_adapter(Ops& ops, const Adapter& adapter) {
     set_weight(ops, parameter(module.name + ".lora_B.weight").weight, module.b);
   }
   for (const auto& [name, tensor] : adapter.replaced)
-    if (!(tied_ && name == "lm_head.weight")) set_weight(ops, parameter(name).weight, tensor);
+    if (!(tied_ && name == kHead)) set_weight(ops, parameter(name).weight, tensor);
 }
 
 void Weights::initialize(Ops& ops, uint64_t seed) {
@@ -348,10 +344,9 @@ Adapter Weights::adapter(Ops& ops) const {
     result.replaced.emplace(parameter.name, to_host(ops, parameter.name, parameter.weight.master));
   }
   // PEFT keeps two copies of tied matrices, so both are named.
-  if (const auto found = result.replaced.find("model.embed_tokens.weight");
-      tied_ && found != result.replaced.end()) {
+  if (const auto found = result.replaced.find(kEmbedding); tied_ && found != result.replaced.end()) {
     HostTensor copy = found->second;
-    copy.name = "lm_head.weight";
+    copy.name = kHead;
     result.replaced.emplace(copy.name, std::move(copy));
   }
   return result;

@@ -3,21 +3,15 @@
 #include <algorithm>
 
 #include "base/error.h"
+#include "base/json_fields.h"
 #include "data/templates.h"
 
 namespace sinklora {
 namespace {
 
 // A string of a record; null and, where it is optional, a missing key are the empty string.
-std::string text_of(const Json& json, const char* key, bool optional, const std::string& place) {
-  const auto found = json.find(key);
-  if (found == json.end()) {
-    if (optional) return {};
-    fail_input("{}: \"{}\" is missing", place, key);
-  }
-  if (found->is_null()) return {};
-  if (!found->is_string()) fail_input("{}: \"{}\" is not a string", place, key);
-  return found->get<std::string>();
+std::string text_of(const JsonFields& record, const char* key, bool optional = false) {
+  return record.given(key) || !(optional || record.has(key)) ? record.text(key) : "";
 }
 
 }  // namespace
@@ -37,12 +31,11 @@ void DocumentEncoder::add_text(EncodedDocument& document, std::string_view text,
   document.scored.resize(document.ids.size(), scored);
 }
 
-void DocumentEncoder::encode_instruction(const Json& json, const std::string& place,
-                                         EncodedDocument& document) const {
+void DocumentEncoder::encode_instruction(const JsonFields& record, EncodedDocument& document) const {
   const std::string prompt =
-      instruction_prompt(instruction_template(options_.template_name),
-                         text_of(json, "instruction", false, place), text_of(json, "input", true, place));
-  const std::string answer = text_of(json, "output", false, place);
+      instruction_prompt(instruction_template(options_.template_name), text_of(record, "instruction"),
+                         text_of(record, "input", true));
+  const std::string answer = text_of(record, "output");
   if (tokenizer_.add_bos) add_token(document, tokenizer_.bos_id, false);
   const size_t start = document.ids.size();
   if (options_.longlora_seam) {
@@ -58,15 +51,11 @@ void DocumentEncoder::encode_instruction(const Json& json, const std::string& pl
   add_token(document, tokenizer_.eos_id, true);
 }
 
-void DocumentEncoder::encode_chat(const Json& json, const std::string& place,
-                                  EncodedDocument& document) const {
-  const auto list = json.find("messages");
-  if (list == json.end()) fail_input("{}: \"messages\" is missing", place);
-  if (!list->is_array()) fail_input("{}: \"messages\" is no list", place);
+void DocumentEncoder::encode_chat(const JsonFields& record, EncodedDocument& document) const {
   std::vector<Message> messages;
-  for (const Json& message : *list) {
-    if (!message.is_object()) fail_input("{}: a message is no object", place);
-    messages.push_back({text_of(message, "role", false, place), text_of(message, "content", false, place)});
+  for (const Json& json : record.list("messages")) {
+    const JsonFields message(json, record.source() + ": messages");
+    messages.push_back({text_of(message, "role"), text_of(message, "content")});
   }
   try {
     EncodedSegments chat =
@@ -74,27 +63,24 @@ void DocumentEncoder::encode_chat(const Json& json, const std::string& place,
     document.ids = std::move(chat.ids);
     document.scored = std::move(chat.scored);
   } catch (const Error& error) {
-    fail(error.code, "{}: {}", place, error.what());
+    fail(error.code, "{}: {}", record.source(), error.what());
   }
 }
 
 EncodedDocument DocumentEncoder::encode(const Record& record) const {
   EncodedDocument document;
-  Json json;
-  if (record.is_json) {
-    json = parse_json(record.bytes, record.place);
-    if (!json.is_object()) fail_input("{}: not a JSON object", record.place);
-  }
+  const Json json = record.is_json ? parse_json(record.bytes, record.place) : Json::object();
+  const JsonFields fields(json, record.place);
   if (options_.format == "text") {
-    const std::string text = record.is_json ? text_of(json, "text", false, record.place) : record.bytes;
+    const std::string text = record.is_json ? text_of(fields, "text") : record.bytes;
     if (text.empty()) return {{}, {}, false, true};
     if (tokenizer_.add_bos) add_token(document, tokenizer_.bos_id, true);
     add_text(document, text, true);
     add_token(document, tokenizer_.eos_id, true);
   } else if (options_.format == "alpaca") {
-    encode_instruction(json, record.place, document);
+    encode_instruction(fields, document);
   } else {
-    encode_chat(json, record.place, document);
+    encode_chat(fields, document);
   }
 
   return fit(std::move(document));

@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "base/json.h"
+#include "base/json_fields.h"
 #include "data/documents.h"
 #include "data/tokenizer.h"
 
@@ -46,8 +46,8 @@ class DocumentEncoder {
   EncodedDocument fit(EncodedDocument document) const;  // cut or dropped as the options say
   void add_text(EncodedDocument& document, std::string_view text, bool scored) const;
   void add_token(EncodedDocument& document, int32_t id, bool scored) const;
-  void encode_instruction(const Json& json, const std::string& place, EncodedDocument& document) const;
-  void encode_chat(const Json& json, const std::string& place, EncodedDocument& document) const;
+  void encode_instruction(const JsonFields& record, EncodedDocument& document) const;
+  void encode_chat(const JsonFields& record, EncodedDocument& document) const;
 
   const Tokenizer& tokenizer_;
   EncodeOptions options_;

@@ -3,6 +3,7 @@
 #include "base/error.h"
 #include "base/files.h"
 #include "base/hash.h"
+#include "base/json_fields.h"
 
 namespace sinklora {
 namespace fs = std::filesystem;
@@ -17,21 +18,11 @@ Json to_json(const ShardEntry& entry) {
 }
 
 ShardEntry shard_entry(const Json& json, const std::string& source) {
-  if (!json.is_object()) fail_input("{}: an entry of \"shards\" is not an object", source);
-  const auto text = [&](const char* key) {
-    const auto found = json.find(key);
-    if (found == json.end() || !found->is_string())
-      fail_input("{}: a shard's \"{}\" is not a string", source, key);
-    return found->get<std::string>();
-  };
-  const auto count = [&](const char* key) {
-    const auto found = json.find(key);
-    if (found == json.end() || !found->is_number_unsigned() || found->get<uint64_t>() >> 62 != 0)
-      fail_input("{}: a shard's \"{}\" is not a whole number", source, key);
-    return found->get<int64_t>();
-  };
-  ShardEntry entry{text("file"),    count("bytes"),         count("n_examples"),
-                   count("tokens"), count("scored_tokens"), text("xxh3_128")};
+  constexpr int64_t kMost = int64_t{1} << 45;  // so that the sum of all shards stays within 64 bits
+  const JsonFields fields(json, source + ": shards");
+  const auto count = [&](const char* key) { return fields.integer(key, 0, kMost); };
+  ShardEntry entry{fields.text("file"), count("bytes"),         count("n_examples"),
+                   count("tokens"),     count("scored_tokens"), fields.text("xxh3_128")};
   const bool bare = !entry.file.empty() && entry.file.front() != '.' && entry.file.size() < 256 &&
                     entry.file.find_first_of(std::string("/\\\0", 3)) == std::string::npos;
   if (!bare) fail_input("{}: \"{}\" is not the bare name of a file in its folder", source, entry.file);

@@ -7,7 +7,7 @@
 #include <cmath>
 
 #include "base/error.h"
-#include "model/json_fields.h"
+#include "base/json_fields.h"
 
 namespace sinklora {
 namespace {

@@ -10,7 +10,7 @@
 #include <optional>
 
 #include "base/error.h"
-#include "model/json_fields.h"
+#include "base/json_fields.h"
 
 namespace sinklora {
 namespace {

@@ -8,9 +8,9 @@
 #include <set>
 
 #include "base/error.h"
+#include "base/json_fields.h"
 #include "model/checksums.h"
 #include "model/defects.h"
-#include "model/json_fields.h"
 
 namespace sinklora {
 namespace fs = std::filesystem;

@@ -9,10 +9,10 @@
 #include <tuple>
 
 #include "base/error.h"
+#include "base/json_fields.h"
 #include "model/checksums.h"
 #include "model/defects.h"
 #include "model/hf_directory.h"
-#include "model/json_fields.h"
 
 namespace sinklora {
 namespace fs = std::filesystem;

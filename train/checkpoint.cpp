@@ -4,8 +4,8 @@
 #include <charconv>
 #include <map>
 
+#include "base/json_fields.h"
 #include "model/checksums.h"
-#include "model/json_fields.h"
 
 namespace sinklora {
 namespace fs = std::filesystem;

@@ -327,8 +327,8 @@ TEST_CASE("a manifest is not trusted either") {
     refused(Json{{"shards", {to_json(other)}}}.dump(), "bare name");
   }
   refused("{\"shards\":[{\"file\":\"data-00000.h5\",\"bytes\":-1}]}", "whole number");
-  refused("{\"shards\":[{\"file\":7}]}", "not a string");
-  refused("{\"shards\":[7]}", "not an object");
+  refused("{\"shards\":[{\"file\":7}]}", "wanted a string");
+  refused("{\"shards\":[7]}", "wanted a JSON object");
   refused("{\"shards\":{}}", "not a list");
   refused("{\"shards\":", "not valid JSON");
   write_manifest(folder.path(), {entry, entry});

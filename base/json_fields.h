@@ -28,6 +28,7 @@ class JsonFields {
   double number_or(const char* key, double absent, double low, double high) const;
   bool boolean_or(const char* key, bool absent) const;
   std::string text(const char* key) const;
+  const Json& list(const char* key) const;
 
  private:
   const Json& at(const char* key) const;

@@ -1,4 +1,4 @@
-#include "model/json_fields.h"
+#include "base/json_fields.h"
 
 #include "base/error.h"
 
@@ -63,6 +63,11 @@ bool JsonFields::boolean_or(const char* key, bool absent) const {
 std::string JsonFields::text(const char* key) const {
   if (!at(key).is_string()) fail_input("{}: {} is {}, wanted a string", source_, key, shown(at(key)));
   return at(key).get<std::string>();
+}
+
+const Json& JsonFields::list(const char* key) const {
+  if (!at(key).is_array()) fail_input("{}: {} is {}, wanted a list", source_, key, shown(at(key)));
+  return at(key);
 }
 
 }  // namespace sinklora

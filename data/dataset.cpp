@@ -224,25 +224,4 @@ AllTokens read_all_tokens(const fs::path& path, int64_t vocab_size) {
   return all;
 }
 
-Batch make_batch(const std::vector<Sample>& samples, const std::vector<int64_t>& sample_ids) {
-  Batch batch;
-  batch.sample_ids = sample_ids;
-  batch.offsets.push_back(0);
-  for (const Sample& sample : samples) {
-    const auto begin = static_cast<int64_t>(batch.ids.size());
-    batch.ids.insert(batch.ids.end(), sample.ids.begin(), sample.ids.end());
-    batch.targets.insert(batch.targets.end(), sample.targets.begin(), sample.targets.end());
-    for (size_t i = 1; i < sample.document_starts.size(); ++i)
-      batch.offsets.push_back(begin + sample.document_starts[i]);
-    batch.offsets.push_back(batch.tokens());
-  }
-  batch.positions.resize(batch.ids.size());
-  for (size_t s = 0; s + 1 < batch.offsets.size(); ++s)
-    for (int64_t t = batch.offsets[s]; t < batch.offsets[s + 1]; ++t)
-      batch.positions[static_cast<size_t>(t)] = static_cast<int32_t>(t - batch.offsets[s]);
-  batch.scored_tokens = static_cast<int64_t>(batch.targets.size()) -
-                        std::count(batch.targets.begin(), batch.targets.end(), kNotScored);
-  return batch;
-}
-
 }  // namespace sinklora

@@ -6,7 +6,7 @@
 #include <optional>
 #include <span>
 
-#include "data/dataset.h"
+#include "data/loader.h"
 #include "model/activations.h"
 #include "model/block.h"
 #include "model/kv_cache.h"

@@ -1,5 +1,5 @@
 // What the ranks of a data-parallel run do together. Each holds the whole model and takes its own part of the
-// samples of a step (data/dataset.h, Loader); gradients are summed over the ranks, and all make the same
+// samples of a step (data/loader.h, Loader); gradients are summed over the ranks, and all make the same
 // update.
 #pragma once
 

@@ -4,8 +4,8 @@
 #include <atomic>
 #include <map>
 
-#include "data/dataset.h"
 #include "data/inspect_dataset.h"
+#include "data/loader.h"
 #include "data/token_stream.h"
 #include "test/data/fixtures.h"
 #include "test/temporary.h"

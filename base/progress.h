@@ -2,7 +2,6 @@
 #pragma once
 
 #include <chrono>
-#include <cstdint>
 #include <cstdio>
 #include <string>
 
@@ -22,10 +21,5 @@ class Progress {
   bool terminal_, drawn_ = false;
   std::chrono::steady_clock::time_point start_, last_{};
 };
-
-std::string format_duration(double seconds);  // "1:02:03"
-std::string format_count(double value);       // "12.3M"
-constexpr double kGiB = 1024.0 * 1024.0 * 1024.0;
-std::string format_bytes(double bytes);  // "1.50 GiB"
 
 }  // namespace sinklora

@@ -3,7 +3,8 @@
 #include <algorithm>
 #include <chrono>
 
-#include "base/progress.h"
+#include "base/error.h"
+#include "base/format.h"
 #include "base/random.h"
 #include "bench/common.h"
 #include "kernels/timed_ops.h"

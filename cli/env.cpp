@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <memory>
 
-#include "base/progress.h"
+#include "base/format.h"
 #include "cli/output.h"
 #include "cli/verbs.h"
 #include "train/environment.h"

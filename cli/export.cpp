@@ -3,7 +3,7 @@
 #include <memory>
 
 #include "base/error.h"
-#include "base/progress.h"
+#include "base/format.h"
 #include "cli/option_checks.h"
 #include "cli/verbs.h"
 #include "model/merge.h"

@@ -4,7 +4,7 @@
 
 #include <memory>
 
-#include "base/progress.h"
+#include "base/format.h"
 #include "cli/option_checks.h"
 #include "cli/verbs.h"
 

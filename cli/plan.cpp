@@ -3,8 +3,8 @@
 #include <memory>
 
 #include "base/error.h"
+#include "base/format.h"
 #include "base/json.h"
-#include "base/progress.h"
 #include "cli/output.h"
 #include "cli/train_options.h"
 #include "cli/verbs.h"

@@ -7,7 +7,6 @@
 #include <vector>
 
 #include "base/error.h"
-#include "base/progress.h"
 #include "cli/option_checks.h"
 #include "cli/output.h"
 #include "cli/verbs.h"

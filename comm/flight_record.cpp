@@ -2,8 +2,8 @@
 
 #include "base/error.h"
 #include "base/files.h"
+#include "base/format.h"
 #include "base/json.h"
-#include "base/progress.h"
 
 namespace sinklora {
 

@@ -6,8 +6,8 @@
 
 #include "base/error.h"
 #include "base/files.h"
-#include "data/documents.h"
 #include "data/draws.h"
+#include "data/records.h"
 #include "data/word_pairs.h"
 
 namespace sinklora {
@@ -63,7 +63,7 @@ BookQuestions::BookQuestions(std::span<const std::filesystem::path> books, const
     fail_usage("{} of {} facts asked for: wanted 1 to {}", options.asked, options.facts, options.facts);
   for (const std::filesystem::path& book : books) {
     std::string text = read_text(book, kLongestBook);
-    expect_text(text, book);
+    clean_text(text, book);
     const auto printed = std::find_if_not(text.begin(), text.end(), is_space);
     if (printed == text.end()) fail_input("{}: no text in it", book.string());
     text_.append(printed, text.end());

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "base/json_fields.h"
-#include "data/documents.h"
+#include "data/records.h"
 #include "data/tokenizer.h"
 
 namespace sinklora {

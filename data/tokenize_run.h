@@ -8,8 +8,8 @@
 
 #include "base/files.h"
 #include "base/json.h"
-#include "data/documents.h"
 #include "data/manifest.h"
+#include "data/records.h"
 
 namespace sinklora {
 

@@ -1,8 +1,8 @@
 #include "kernels/backend.h"
 
 #include "base/error.h"
+#include "base/format.h"
 #include "base/machine.h"
-#include "base/progress.h"
 #include "kernels/cuda_backend.h"
 
 namespace sinklora {

@@ -7,7 +7,7 @@
 #include <set>
 
 #include "base/error.h"
-#include "base/progress.h"
+#include "base/format.h"
 #include "model/checksums.h"
 #include "model/hf_directory.h"
 #include "model/peft_adapter.h"

@@ -3,8 +3,8 @@
 #include <fstream>
 
 #include "base/error.h"
+#include "base/format.h"
 #include "base/json.h"
-#include "base/progress.h"
 
 namespace sinklora {
 

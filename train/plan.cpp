@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "base/progress.h"
+#include "base/format.h"
 #include "kernels/backend.h"
 #include "kernels/operation_counts.h"
 

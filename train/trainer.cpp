@@ -9,7 +9,7 @@
 #include <optional>
 
 #include "base/files.h"
-#include "base/progress.h"
+#include "base/format.h"
 #include "data/tokenizer.h"
 #include "eval/perplexity.h"
 #include "model/checksums.h"

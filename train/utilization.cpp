@@ -2,7 +2,7 @@
 
 #include <sys/resource.h>
 
-#include "base/progress.h"
+#include "base/format.h"
 #include "kernels/backend.h"
 #include "kernels/cuda_backend.h"
 #include "kernels/operation_counts.h"

@@ -12,9 +12,9 @@
 
 namespace sinklora {
 
-// Throws Error(input) where a file's content is not UTF-8 text without NUL: what another encoding, an archive or
-// a shard would make of itself is not worth learning. A byte-order mark is taken off.
-void expect_text(std::string& text, const std::filesystem::path& path);
+// Takes a byte-order mark off. Throws Error(input) where a file's content is not UTF-8 text without NUL: what another
+// encoding, an archive or a shard would make of itself is not worth learning.
+void clean_text(std::string& text, const std::filesystem::path& path);
 
 // Where a record lies; a source can be started again there.
 struct RecordPosition {

@@ -1,11 +1,11 @@
-#include "data/documents.h"
+#include "data/records.h"
 
 #include "base/error.h"
 #include "data/utf8.h"
 
 namespace sinklora {
 
-void expect_text(std::string& text, const std::filesystem::path& path) {
+void clean_text(std::string& text, const std::filesystem::path& path) {
   if (text.starts_with("\xef\xbb\xbf")) text.erase(0, 3);  // a byte-order mark
   if (is_utf8(text) && text.find('\0') == std::string::npos) return;
   size_t at = 0;
@@ -40,7 +40,7 @@ bool RecordSource::next(Record& record) {
       if (position_.offset > 0) continue;
       record.bytes.resize(static_cast<size_t>(file_->size()));
       file_->read(0, std::as_writable_bytes(std::span(record.bytes)));
-      expect_text(record.bytes, path);
+      clean_text(record.bytes, path);
       record.end_offset = file_->size();
     }
     record.position = position_;

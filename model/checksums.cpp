@@ -1,7 +1,5 @@
 #include "model/checksums.h"
 
-#include <algorithm>
-#include <fstream>
 #include <map>
 #include <sstream>
 
@@ -40,29 +38,6 @@ void compare(const fs::path& file, const std::string& sum) {
 }
 
 }  // namespace
-
-std::string weights_identity(const fs::path& model) {
-  constexpr int64_t kWhole = 64 << 20, kPiece = 16 << 10, kEvery = 4 << 20;
-  std::vector<fs::path> files;
-  for (const auto& entry : fs::directory_iterator(model))
-    if (entry.path().extension() == ".safetensors") files.push_back(entry.path());
-  std::sort(files.begin(), files.end());
-  std::string sampled = read_text(model / "config.json", 1 << 20);
-  for (const fs::path& file : files) {
-    std::ifstream in(file, std::ios::binary);
-    const auto size = static_cast<int64_t>(fs::file_size(file));
-    sampled += fmt::format("\n{} {}\n", file.filename().string(), size);
-    const int64_t piece = size <= kWhole ? size : kPiece;
-    for (int64_t at = 0; at < size && in; at += std::max(piece, kEvery)) {
-      const auto begin = static_cast<int64_t>(sampled.size()), count = std::min(piece, size - at);
-      sampled.resize(static_cast<size_t>(begin + count));
-      in.seekg(at);
-      in.read(sampled.data() + begin, count);
-    }
-    if (!in) fail_input("{}: cannot be read", file.string());
-  }
-  return fmt::format("{:016x}", xxh3_64(sampled));
-}
 
 void write_sums(const fs::path& directory) {
   std::map<std::string, std::string> sums;

@@ -15,8 +15,4 @@ void write_sums(const std::filesystem::path& directory);  // of all files that a
 void verify_sums(const std::filesystem::path& directory);
 void verify_sums(const std::filesystem::path& directory, const std::vector<std::string>& names);
 
-// What tells a model from another one, without reading all of it: a hash over config.json and *.safetensors, of files
-// beyond 64 MiB over 16 KiB in every 4 MiB and their sizes.
-std::string weights_identity(const std::filesystem::path& model);
-
 }  // namespace sinklora

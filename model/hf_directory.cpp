@@ -4,10 +4,12 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <fstream>
 #include <optional>
 #include <set>
 
 #include "base/error.h"
+#include "base/hash.h"
 #include "base/json_fields.h"
 #include "model/checksums.h"
 #include "model/defects.h"
@@ -232,6 +234,29 @@ int64_t ModelDirectory::parameters() const {
   int64_t count = 0;
   for (const auto& [name, found] : tensors_) count += found.info.elements();
   return count;
+}
+
+std::string weights_identity(const fs::path& model) {
+  constexpr int64_t kWhole = 64 << 20, kPiece = 16 << 10, kEvery = 4 << 20;
+  std::vector<fs::path> files;
+  for (const auto& entry : fs::directory_iterator(model))
+    if (entry.path().extension() == ".safetensors") files.push_back(entry.path());
+  std::sort(files.begin(), files.end());
+  std::string sampled = read_text(model / "config.json", 1 << 20);
+  for (const fs::path& file : files) {
+    std::ifstream in(file, std::ios::binary);
+    const auto size = static_cast<int64_t>(fs::file_size(file));
+    sampled += fmt::format("\n{} {}\n", file.filename().string(), size);
+    const int64_t piece = size <= kWhole ? size : kPiece;
+    for (int64_t at = 0; at < size && in; at += std::max(piece, kEvery)) {
+      const auto begin = static_cast<int64_t>(sampled.size()), count = std::min(piece, size - at);
+      sampled.resize(static_cast<size_t>(begin + count));
+      in.seekg(at);
+      in.read(sampled.data() + begin, count);
+    }
+    if (!in) fail_input("{}: cannot be read", file.string());
+  }
+  return fmt::format("{:016x}", xxh3_64(sampled));
 }
 
 void write_model_directory(const fs::path& directory, const LlamaConfig& config,

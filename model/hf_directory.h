@@ -44,6 +44,10 @@ class ModelDirectory {
   std::map<std::string, Entry> tensors_;
 };
 
+// What tells a model from another one, without reading all of it: a hash over config.json and *.safetensors, of files
+// beyond 64 MiB over 16 KiB in every 4 MiB and their sizes.
+std::string weights_identity(const std::filesystem::path& model);
+
 constexpr int64_t kDefaultShardBytes = 5'000'000'000;  // of a weights file, as in transformers
 
 // Writes config.json, model.safetensors (or shards of at most `max_shard_bytes` and their index) and copies

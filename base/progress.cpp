@@ -19,7 +19,7 @@ Progress::~Progress() {
   if (terminal_ && drawn_) std::fputc('\n', out_);
 }
 
-void Progress::update(double done, const std::string& extra) {
+void Progress::update(double done) {
   const auto now = std::chrono::steady_clock::now();
   const double interval = terminal_ ? 0.1 : 10.0;
   const bool finished = total_ > 0 && done >= total_;
@@ -34,7 +34,6 @@ void Progress::update(double done, const std::string& extra) {
   if (elapsed > 0) line += fmt::format(" | {:.1f} {}/s", done / elapsed, unit_);
   if (total_ > 0 && done > 0 && !finished)
     line += fmt::format(" | eta {}", format_duration(elapsed * (total_ - done) / done));
-  if (!extra.empty()) line += " | " + extra;
   fmt::print(out_, fmt::runtime(terminal_ ? "\r{}\033[K" : "{}\n"), line);
   std::fflush(out_);
   drawn_ = true;

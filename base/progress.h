@@ -11,8 +11,8 @@ class Progress {
  public:
   // `total` 0: unknown. `unit`: "MB", "rows", "windows".
   Progress(std::string label, double total, std::string unit, std::FILE* out = stderr);
-  ~Progress();                                              // ends the line
-  void update(double done, const std::string& extra = "");  // cheap: draws at most ten times a second
+  ~Progress();               // ends the line
+  void update(double done);  // cheap: draws at most ten times a second
 
  private:
   std::string label_, unit_;

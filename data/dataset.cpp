@@ -210,7 +210,7 @@ AllTokens read_all_tokens(const fs::path& path, int64_t vocab_size) {
     const TokenStream stream(path);
     return {stream.read(0, stream.size(), vocab_size)};
   }
-  const std::unique_ptr<Dataset> rows = open_dataset(path, {0, vocab_size, true, "", true});
+  const std::unique_ptr<Dataset> rows = open_dataset(path, {.vocab_size = vocab_size});
   AllTokens all;
   for (int64_t i = 0; i < rows->size(); ++i) {
     const Sample row = rows->read(i);

@@ -22,7 +22,7 @@ struct DatasetOptions {
   int64_t context = 0;             // wanted row length in tokens; shards must hold rows of this length
   int64_t vocab_size = 0;          // ids at or above it are refused
   bool separate_documents = true;  // false: packed documents see each other, as in LongLoRA
-  std::string tokenizer_sha256;    // of the model's tokenizer, "" if unknown; a different one is refused
+  std::string tokenizer_sha256{};  // of the model's tokenizer, "" if unknown; a different one is refused
   bool force_tokenizer = false;
 };
 

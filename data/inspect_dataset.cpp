@@ -87,9 +87,7 @@ void inspect_dataset(const fs::path& path, const InspectOptions& options, const 
     if (options.samples > 0) fail_usage("--samples of a token stream needs --context N");
     return;
   }
-  DatasetOptions wanted;
-  wanted.context = options.context;
-  const std::unique_ptr<Dataset> dataset = open_dataset(path, wanted);
+  const std::unique_ptr<Dataset> dataset = open_dataset(path, {.context = options.context});
   int64_t tokens = 0, scored = 0, documents = 0, shortest = INT64_MAX, longest = 0;
   {
     Progress progress("inspect", static_cast<double>(dataset->size()), "samples");
@@ -121,7 +119,7 @@ std::string verify_dataset(const std::filesystem::path& path) {
     stream.expect_whole();
     return stream.describe();
   }
-  const auto dataset = open_dataset(path, {0, 0, true, "", true});
+  const auto dataset = open_dataset(path, {});
   for (int64_t i = 0; i < dataset->size(); ++i) dataset->read(i);
   return dataset->describe();
 }

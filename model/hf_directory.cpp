@@ -225,11 +225,6 @@ void ModelDirectory::read(const std::string& name, int64_t begin, std::span<floa
   files_[found.file]->read(found.info, begin, out);
 }
 
-void ModelDirectory::read_bytes(const std::string& name, std::span<std::byte> out) const {
-  const Entry& found = entry(name);
-  files_[found.file]->read_bytes(found.info, out);
-}
-
 int64_t ModelDirectory::parameters() const {
   int64_t count = 0;
   for (const auto& [name, found] : tensors_) count += found.info.elements();

@@ -26,7 +26,6 @@ class ModelDirectory {
   const TensorInfo& info(const std::string& name) const;
   // Elements [begin, begin + out.size()) of a tensor as float; bf16 and fp16 convert exactly.
   void read(const std::string& name, int64_t begin, std::span<float> out) const;
-  void read_bytes(const std::string& name, std::span<std::byte> out) const;  // as stored
   int64_t parameters() const;
   // Where a SHA256SUMS lies beside the weights: they must be what it says. Reads all of them; throws Error(input).
   void verify_sums() const;

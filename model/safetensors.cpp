@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
-
 #include <set>
 
 #include "base/error.h"
@@ -42,7 +41,7 @@ float element_as_float(DType dtype, const std::byte* at) {
 }
 
 // Header and file agree before the first byte of JSON is allocated.
-SafetensorsHeader read_header(const ReadFile& file) {
+std::vector<TensorInfo> read_header(const ReadFile& file) {
   const std::string source = file.path().string();
   if (file.size() < 8) fail_input("{}: {} bytes are too few for a safetensors file", source, file.size());
   uint64_t length = 0;
@@ -90,12 +89,8 @@ int64_t bytes_of(const TensorSource& tensor) {
   return bytes;
 }
 
-std::string header_text(const std::vector<const TensorSource*>& tensors,
-                        const std::map<std::string, std::string>& metadata,
-                        const std::filesystem::path& path) {
-  std::map<std::string, std::string> all = metadata;
-  all.emplace("format", "pt");  // transformers refuses files without it
-  std::string text = "{\"__metadata__\":" + Json(all).dump();
+std::string header_text(const std::vector<const TensorSource*>& tensors, const std::filesystem::path& path) {
+  std::string text = R"({"__metadata__":{"format":"pt"})";  // transformers refuses files without it
   int64_t offset = 0;
   for (const TensorSource* tensor : tensors) {
     const int64_t end = offset + bytes_of(*tensor);
@@ -113,10 +108,8 @@ std::string header_text(const std::vector<const TensorSource*>& tensors,
 
 }  // namespace
 
-SafetensorsFile::SafetensorsFile(const std::filesystem::path& path) : file_(path) {
-  SafetensorsHeader header = read_header(file_);
-  tensors_ = std::move(header.tensors);
-  metadata_ = std::move(header.metadata);
+SafetensorsFile::SafetensorsFile(const std::filesystem::path& path)
+    : file_(path), tensors_(read_header(file_)) {
   for (size_t i = 0; i < tensors_.size(); ++i) by_name_[tensors_[i].name] = i;
 }
 
@@ -179,8 +172,7 @@ void append_as(DType dtype, std::span<const float> values, std::vector<std::byte
   }
 }
 
-void write_safetensors(const std::filesystem::path& path, const std::vector<TensorSource>& tensors,
-                       const std::map<std::string, std::string>& metadata) {
+void write_safetensors(const std::filesystem::path& path, const std::vector<TensorSource>& tensors) {
   std::vector<const TensorSource*> sorted;
   std::set<std::string> names{"__metadata__"};
   for (const TensorSource& tensor : tensors) {
@@ -192,7 +184,7 @@ void write_safetensors(const std::filesystem::path& path, const std::vector<Tens
     const int order_a = written_type(a->dtype).order, order_b = written_type(b->dtype).order;
     return order_a != order_b ? order_a > order_b : a->name < b->name;
   });
-  const std::string header = header_text(sorted, metadata, path);
+  const std::string header = header_text(sorted, path);
   const uint64_t length = header.size();
   AtomicFile file(path);
   file.write(std::as_bytes(std::span(&length, 1)));
@@ -210,13 +202,12 @@ void write_safetensors(const std::filesystem::path& path, const std::vector<Tens
   file.commit();
 }
 
-void write_safetensors(const std::filesystem::path& path, const std::vector<HostTensor>& tensors,
-                       const std::map<std::string, std::string>& metadata) {
+void write_safetensors(const std::filesystem::path& path, const std::vector<HostTensor>& tensors) {
   std::vector<TensorSource> sources;
   for (const HostTensor& tensor : tensors)
     sources.push_back(
         {tensor.name, tensor.dtype, tensor.shape, [&tensor](const auto& sink) { sink(tensor.data); }});
-  write_safetensors(path, sources, metadata);
+  write_safetensors(path, sources);
 }
 
 }  // namespace sinklora

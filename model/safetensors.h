@@ -32,15 +32,11 @@ struct TensorInfo {
 inline constexpr int64_t kMaxSafetensorsHeader =
     100'000'000;  // bytes; the reference refuses longer ones as well
 
-struct SafetensorsHeader {
-  std::vector<TensorInfo> tensors;  // ordered by offset
-  std::map<std::string, std::string> metadata;
-};
-// Checks everything that can be checked without the tensors' bytes. `json` is what lies between the length
-// and the first tensor, `file_size` the size of the whole file, `source` its name for messages. Tensors of a
-// foreign type pass: they are refused by name when somebody reads them.
-SafetensorsHeader parse_safetensors_header(std::string_view json, int64_t file_size,
-                                           const std::string& source);
+// The tensors, ordered by offset. Checks everything that can be checked without their bytes. `json` is what lies
+// between the length and the first tensor, `file_size` the size of the whole file, `source` its name for messages.
+// Tensors of a foreign type pass: they are refused by name when somebody reads them.
+std::vector<TensorInfo> parse_safetensors_header(std::string_view json, int64_t file_size,
+                                                 const std::string& source);
 
 class SafetensorsFile {
  public:
@@ -49,7 +45,6 @@ class SafetensorsFile {
   explicit SafetensorsFile(const std::filesystem::path& path);
 
   const std::vector<TensorInfo>& tensors() const { return tensors_; }  // ordered by offset
-  const std::map<std::string, std::string>& metadata() const { return metadata_; }
   const std::filesystem::path& path() const { return file_.path(); }
   const TensorInfo* find(const std::string& name) const;
   void read_bytes(const TensorInfo& tensor, std::span<std::byte> out) const;  // as stored
@@ -62,7 +57,6 @@ class SafetensorsFile {
   ReadFile file_;
   std::vector<TensorInfo> tensors_;
   std::map<std::string, size_t> by_name_;
-  std::map<std::string, std::string> metadata_;
 };
 
 // A tensor in host memory on its way into or out of a file.
@@ -90,11 +84,8 @@ struct TensorSource {
 void append_as(DType dtype, std::span<const float> values, std::vector<std::byte>& out);
 
 // Writes atomically (temporary file, fsync, rename): header padded to 8 bytes, tensors by descending
-// alignment and then by name, "__metadata__" {"format": "pt"} plus `metadata`. Byte for byte what the
-// reference writes.
-void write_safetensors(const std::filesystem::path& path, const std::vector<HostTensor>& tensors,
-                       const std::map<std::string, std::string>& metadata = {});
-void write_safetensors(const std::filesystem::path& path, const std::vector<TensorSource>& tensors,
-                       const std::map<std::string, std::string>& metadata = {});
+// alignment and then by name, "__metadata__" {"format": "pt"}. Byte for byte what the reference writes.
+void write_safetensors(const std::filesystem::path& path, const std::vector<HostTensor>& tensors);
+void write_safetensors(const std::filesystem::path& path, const std::vector<TensorSource>& tensors);
 
 }  // namespace sinklora

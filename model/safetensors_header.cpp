@@ -65,7 +65,6 @@ class HeaderReader : public nlohmann::json_sax<Json> {
   explicit HeaderReader(const std::string& source) : source_(source) {}
 
   std::vector<RawTensor> tensors;
-  std::map<std::string, std::string> metadata;
 
   bool null() override { wrong("null"); }
   bool boolean(bool) override { wrong("a boolean"); }
@@ -91,9 +90,8 @@ class HeaderReader : public nlohmann::json_sax<Json> {
   }
 
   bool string(string_t& text) override {
-    if (place_ == Place::metadata) {
-      metadata[key_] = text;
-    } else if (place_ == Place::tensor && key_ == "dtype") {
+    if (place_ == Place::metadata) return true;  // nothing in it matters here
+    if (place_ == Place::tensor && key_ == "dtype") {
       const auto found =
           std::find_if(kStoredTypes.begin(), kStoredTypes.end(), [&](auto& t) { return t.name == text; });
       if (found == kStoredTypes.end())
@@ -236,8 +234,8 @@ void check_tiling(const std::vector<RawTensor>& tensors, uint64_t size, const st
 
 }  // namespace
 
-SafetensorsHeader parse_safetensors_header(std::string_view json, int64_t file_size,
-                                           const std::string& source) {
+std::vector<TensorInfo> parse_safetensors_header(std::string_view json, int64_t file_size,
+                                                 const std::string& source) {
   const int64_t header_end = 8 + static_cast<int64_t>(json.size());
   if (file_size < header_end)
     fail_input("{}: header length {} reaches beyond the end of the file, {} bytes", source, json.size(),
@@ -255,8 +253,7 @@ SafetensorsHeader parse_safetensors_header(std::string_view json, int64_t file_s
     return std::tie(a.begin, a.end, a.name) < std::tie(b.begin, b.end, b.name);
   });
   check_tiling(raw, static_cast<uint64_t>(file_size - header_end), source);
-  SafetensorsHeader header;
-  header.metadata = std::move(reader.metadata);
+  std::vector<TensorInfo> tensors;
   for (RawTensor& tensor : raw) {
     TensorInfo info;
     info.name = std::move(tensor.name);
@@ -265,9 +262,9 @@ SafetensorsHeader parse_safetensors_header(std::string_view json, int64_t file_s
     info.offset = header_end + static_cast<int64_t>(tensor.begin);
     info.bytes = static_cast<int64_t>(tensor.end - tensor.begin);
     if (!tensor.type->ours) info.foreign_dtype = tensor.type->name;
-    header.tensors.push_back(std::move(info));
+    tensors.push_back(std::move(info));
   }
-  return header;
+  return tensors;
 }
 
 }  // namespace sinklora

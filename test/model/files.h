@@ -73,4 +73,14 @@ inline std::vector<std::byte> bytes_of(const SafetensorsFile& file, const std::s
   return bytes;
 }
 
+// As stored: what reading widens, writing makes again.
+inline std::vector<std::byte> bytes_of(const ModelDirectory& model, const std::string& name) {
+  const TensorInfo& info = model.info(name);
+  std::vector<float> values(static_cast<size_t>(info.elements()));
+  model.read(name, 0, values);
+  std::vector<std::byte> bytes;
+  append_as(info.dtype, values, bytes);
+  return bytes;
+}
+
 }  // namespace sinklora::test

@@ -21,12 +21,6 @@ namespace fs = std::filesystem;
 
 namespace {
 
-std::vector<std::byte> bytes_of(const ModelDirectory& model, const std::string& name) {
-  std::vector<std::byte> bytes(static_cast<size_t>(model.info(name).bytes));
-  model.read_bytes(name, bytes);
-  return bytes;
-}
-
 // Runs the program; returns its exit code and keeps its output in `folder`/out.
 int run(const TemporaryDirectory& folder, const std::string& arguments) {
   const std::string command =

@@ -99,10 +99,9 @@ TEST_CASE("safetensors: what the format allows is accepted") {
       "{\"\u65e5\\ud83d\\ude00\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]},"
       "\"__metadata__\":{\"k\":\"v\"}}";
   const auto length = static_cast<int64_t>(unicode.size());
-  const SafetensorsHeader header = parse_safetensors_header(unicode, 8 + length + 4, "x");
-  CHECK(header.tensors.at(0).name == "\u65e5\U0001f600");
-  CHECK(header.metadata.at("k") == "v");
-  CHECK(header.tensors[0].offset == 8 + length);
+  const std::vector<TensorInfo> tensors = parse_safetensors_header(unicode, 8 + length + 4, "x");
+  CHECK(tensors.at(0).name == "\u65e5\U0001f600");
+  CHECK(tensors[0].offset == 8 + length);
 }
 
 TEST_CASE("safetensors: everything else in a header is refused") {
@@ -151,7 +150,6 @@ TEST_CASE("safetensors: dtypes that are not read are refused by name, and only w
   CHECK(header_error(R"({"a":{"dtype":"F6_E2M3","shape":[4],"data_offsets":[0,3]}})", 3).empty());
   const SafetensorsFile file(golden("safetensors/foreign.safetensors"));
   CHECK(floats_of(file, "fine") == std::vector<float>{1.5, 2.5});
-  CHECK(file.metadata().at("maker") == "reference");
   const std::string refused = error_of([&] { floats_of(file, "f8"); });
   check_contains(refused, "f8");
   check_contains(refused, "F8_E4M3");
@@ -206,14 +204,13 @@ TEST_CASE(
                                     std::vector<float>(static_cast<size_t>(count), static_cast<float>(i)),
                                     dtype));
     }
-    write_safetensors(folder / "x", tensors, {{"round", std::to_string(round)}});
+    write_safetensors(folder / "x", tensors);
     const std::string bytes = read_text(folder / "x", 1 << 20);
     uint64_t length = 0;
     std::memcpy(&length, bytes.data(), 8);
     CHECK(length % 8 == 0);
-    CHECK(bytes[8] == '{');
+    CHECK(std::string_view(bytes).substr(8).starts_with(R"({"__metadata__":{"format":"pt"})"));
     const SafetensorsFile file(folder / "x");
-    CHECK(file.metadata().at("format") == "pt");
     REQUIRE(file.tensors().size() == tensors.size());
     for (const HostTensor& tensor : tensors) {
       CHECK(file.find(tensor.name)->shape == tensor.shape);

@@ -1,6 +1,5 @@
 #include "data/tokenize_run.h"
 
-#include <set>
 #include <system_error>
 
 #include "base/error.h"

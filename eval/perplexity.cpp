@@ -4,7 +4,6 @@
 #include <cmath>
 #include <deque>
 #include <functional>
-#include <numeric>
 #include <optional>
 
 #include "base/progress.h"

@@ -3,7 +3,6 @@
 // wrong token ends it.
 #include <algorithm>
 #include <array>
-#include <cstring>
 #include <set>
 
 #include "base/error.h"

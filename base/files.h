@@ -78,8 +78,8 @@ class AtomicDirectory {
   Descriptor descriptor_;  // holds its lock
 };
 
-// Keeps a folder from a second process that would lock it, until it dies or ends. A file system that has no
-// locks keeps nobody out.
+// Holds `folder` until it is destroyed or the process ends; a second process that asks for it is refused. A file
+// system that has no locks keeps nobody out.
 class DirectoryLock {
  public:
   // Throws Error(usage) when another process holds `folder`, Error(input) when it is no folder.
@@ -90,8 +90,8 @@ class DirectoryLock {
 };
 
 // Removes what writers of `path` that were killed have left beside it under temporary names. A writer holds a
-// lock of its own; where the file system has no locks, nothing is removed. Not for each of many files in a
-// folder: all of the folder is read.
+// lock of its own; where the file system has no locks, nothing is removed. Reads the whole folder: not to be called
+// for each of many files in it.
 void remove_abandoned(const std::filesystem::path& path);
 
 // Removes what writers that were killed have left in `folder` under temporary names for one of these names

@@ -32,7 +32,7 @@ class Dataset {
   virtual int64_t size() const = 0;
   // Reads one sample; no shard is ever held in memory. Throws Error(input) naming file and row. Thread-safe.
   virtual Sample read(int64_t index) const = 0;
-  // Of any one sample: as many sequences make_batch() makes of it at most.
+  // The most sequences that make_batch() makes of one sample.
   virtual int64_t most_documents() const = 0;
   virtual std::string describe() const = 0;  // one line: what it is, how many samples and tokens
   virtual std::string hash() const = 0;      // hex; equal for equal content
@@ -45,7 +45,7 @@ std::unique_ptr<Dataset> open_dataset(const std::filesystem::path& path, const D
 // as it is, or the real tokens of every row of shards.
 struct AllTokens {
   std::vector<int32_t> ids;
-  int64_t masked = 0;  // of them: not scored in the shards, though another of their document precedes
+  int64_t masked = 0;  // tokens that the shards mask, first tokens of documents not counted
 };
 AllTokens read_all_tokens(const std::filesystem::path& path, int64_t vocab_size);
 

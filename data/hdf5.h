@@ -1,7 +1,6 @@
 // HDF5 files behind RAII: every return code is checked, the library's own printing is silenced, and its
-// reason goes into our message. Reading is done on finished files only, hence without locks, and takes no
-// code, no link and no other file along: plugins are never loaded, soft and external links and external
-// storage are refused.
+// reason goes into our message. Only finished files are read, hence without locks, and nothing outside of them: no
+// plugin is loaded, no link or external storage followed.
 //
 // Threads: the library must have been built thread-safe (Debian's is; the constructors check it), so it
 // serialises all its calls itself and no lock of ours spans two files. One object here belongs to one thread

@@ -45,7 +45,7 @@ class Tokenizer {
   virtual std::string decode(std::span<const int32_t> ids, bool keep_special = false) const = 0;
   // The id of one vocabulary entry by its exact name ("<s>", "<|eot_id|>"), or -1.
   virtual int32_t id_of(std::string_view piece) const = 0;
-  // One id as a person wants to see it ("▁Hello" -> " Hello", <0x0A> -> "\n" kept readable by the caller).
+  // The text of one id ("▁Hello" -> " Hello"), control characters as they are: callers escape them.
   virtual std::string piece(int32_t id) const = 0;
 
   int64_t vocab_size = 0;                         // ids are in [0, vocab_size)

@@ -127,7 +127,8 @@ void run_on(const PerplexityCommand& c, Ops& ops, Communicator& ranks) {
                                     {.batch = inference.batch,
                                      .buckets = c.buckets,
                                      .show_progress = first && c.json != "-",
-                                     .ranks = &ranks});
+                                     .ranks = &ranks,
+                                     .data = c.data.string()});
   if (first) report(c, result, model->config().rope, dataset->hash());
   if (!std::isfinite(result.nll))
     fail(ExitCode::non_finite,

@@ -49,7 +49,8 @@ class WindowSums {
   double nll(int64_t window) const { return total(window, 0); }
   int64_t tokens(int64_t window) const { return std::llround(total(window, 1)); }
 
-  Perplexity result() const {
+  // `data`: what the windows are of, for messages.
+  Perplexity result(const std::string& data) const {
     Perplexity result;
     result.stopped = stopped_;
     if (stopped_) return result;
@@ -58,7 +59,9 @@ class WindowSums {
       result.nll += nll(w);
       result.tokens += tokens(w);
     }
-    if (result.tokens == 0) fail_input("the evaluation data has no scored position");
+    if (result.tokens == 0)
+      fail_input("{}: its masks leave nothing to score; eval ppl --protocol sliding scores every token",
+                 data);
     result.nll /= static_cast<double>(result.tokens);
     result.ppl = std::exp(result.nll);
     for (int64_t b = 0; b < buckets_; ++b) result.by_position.push_back(bucket(b));
@@ -210,13 +213,13 @@ Perplexity perplexity_blocks(Llama& model, const Dataset& dataset, const Attenti
                              int64_t context, const PerplexityOptions& options) {
   return score_windows(model, windows_of(dataset, context), options,
                        [&](const Batch& batch) { return model.nll(batch, pattern); })
-      .result();
+      .result(options.data);
 }
 
 Perplexity perplexity_cached(Llama& model, const Dataset& dataset, const KvCachePolicy& policy, int64_t chunk,
                              int64_t context, const PerplexityOptions& options) {
   CachedScore score(model, policy, chunk, options.batch);
-  return score_windows(model, windows_of(dataset, context), options, std::ref(score)).result();
+  return score_windows(model, windows_of(dataset, context), options, std::ref(score)).result(options.data);
 }
 
 Perplexity perplexity_sliding(Llama& model, const std::vector<int32_t>& stream,
@@ -232,7 +235,7 @@ Perplexity perplexity_sliding(Llama& model, const std::vector<int32_t>& stream,
   };
   const WindowSums sums = score_windows(model, {static_cast<int64_t>(starts.size()), context, read}, options,
                                         [&](const Batch& batch) { return model.nll(batch, pattern); });
-  Perplexity result = sums.result();
+  Perplexity result = sums.result(options.data);
   if (rule == SlidingRule::eval && !result.stopped) {
     result.nll = 0;
     for (int64_t w = 0; w < result.windows; ++w)

@@ -31,7 +31,8 @@ struct PerplexityOptions {
   // Each rank takes its share of the windows, and all return the whole: the sums of windows, added up in the
   // order of windows, so that the number of ranks changes no bit.
   Communicator* ranks = nullptr;
-  std::function<bool()> stop = {};  // asked between batches; one rank's yes ends it for all
+  std::function<bool()> stop = {};           // asked between batches; one rank's yes ends it for all
+  std::string data = "the evaluation data";  // its path, for messages
 };
 
 // `blocks`: every sample of the dataset is one window of at most `context` tokens, scored where its targets

@@ -39,7 +39,7 @@ void add_product(const AdapterModule& module, int64_t first, int64_t count, std:
 }
 
 void check_finite(std::span<const float> before, std::span<const std::byte> after, DType dtype,
-                  const std::string& name) {
+                  const std::string& source, const std::string& name) {
   for (size_t i = 0; i < before.size(); ++i) {
     float value = 0;
     if (dtype == DType::f32) {
@@ -50,10 +50,10 @@ void check_finite(std::span<const float> before, std::span<const std::byte> afte
       value = dtype == DType::f16 ? half_to_float(bits) : std::bit_cast<float>(uint32_t{bits} << 16);
     }
     if (std::isfinite(before[i]) && !std::isfinite(value))
-      fail_input("tensor {}: {} does not fit into {}; choose --dtype bf16 or fp32", name, before[i],
-                 name_of(dtype));
+      fail_input("{}: tensor {}: {} does not fit into {}; choose --dtype bf16 or fp32", source, name,
+                 before[i], name_of(dtype));
     if (!std::isfinite(before[i]))
-      fail_input("tensor {}: an element is {}; the weights are damaged", name, before[i]);
+      fail_input("{}: tensor {}: an element is {}; the weights are damaged", source, name, before[i]);
   }
 }
 
@@ -96,7 +96,7 @@ class Producer {
       if (module != modules_.end()) add_product(*module->second, at / width, count / width, values_);
       bytes_.clear();
       append_as(target.dtype, values_, bytes_);
-      check_finite(values_, bytes_, target.dtype, target.name);
+      check_finite(values_, bytes_, target.dtype, base_.path().string(), target.name);
       changed += count_changes(target.dtype);
       sink(bytes_);
     }
@@ -168,13 +168,13 @@ void check_fits(const Adapter& adapter, const std::vector<TensorInfo>& expected)
     if (at == shapes.end() || at->second != std::vector<int64_t>{module.b.shape.at(0), module.a.shape.at(1)})
       fail_internal("the adapter's module {} does not fit the base", module.name);
     if (adapter.replaced.contains(module.name + ".weight"))
-      fail_input("the adapter both replaces {} and adds a LoRA to it", module.name);
+      fail_input("{}: both replaces {} and adds a LoRA to it", adapter.source, module.name);
   }
   for (const auto& [name, tensor] : adapter.replaced) {
     const bool folded = name == kHead && !shapes.contains(name);  // tied: equal to the embedding
     if (!folded && (!shapes.contains(name) || shapes[name] != tensor.shape))
-      fail_input("the adapter's tensor {} has shape [{}], wanted [{}]", name, fmt::join(tensor.shape, ", "),
-                 fmt::join(shapes[name], ", "));
+      fail_input("{}: tensor {} has shape [{}], wanted [{}]", adapter.source, name,
+                 fmt::join(tensor.shape, ", "), fmt::join(shapes[name], ", "));
   }
 }
 

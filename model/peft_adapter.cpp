@@ -332,6 +332,7 @@ Adapter read_adapter(const fs::path& directory, const LlamaConfig& base, const s
   expect_adapter(directory);
   verify_sums(directory, {kConfigFile, kWeightsFile, kRunInfoFile});
   Adapter adapter;
+  adapter.source = directory.string();
   adapter.config = read_adapter_json(directory);
   AdapterSettings settings = parse_adapter_config(adapter.config, config_source);
   const SafetensorsFile file(weights_path(directory));

@@ -28,7 +28,8 @@ struct Adapter {
   // With tied embeddings, an adapter that holds embed_tokens without lm_head leaves the head as the base has
   // it.
   std::map<std::string, HostTensor> replaced;
-  Json config;  // adapter_config.json as read
+  Json config;                         // adapter_config.json as read
+  std::string source = "the adapter";  // its directory, for messages
 };
 
 // Whether a base that uses its embedding as its head still does so with this adapter: it replaces neither, or both,

@@ -371,9 +371,11 @@ class Trainer {
 
   // False when a signal ended it: then nothing is written of it.
   bool evaluate() {
-    const Perplexity result = perplexity_blocks(
-        *model_, *eval_data_, AttentionPattern{}, options_.context,
-        {.batch = options_.batch, .ranks = &ranks_, .stop = [] { return stop_signal != 0; }});
+    const Perplexity result = perplexity_blocks(*model_, *eval_data_, AttentionPattern{}, options_.context,
+                                                {.batch = options_.batch,
+                                                 .ranks = &ranks_,
+                                                 .stop = [] { return stop_signal != 0; },
+                                                 .data = options_.eval_data.string()});
     if (result.stopped) {
       say("stopped while evaluating step {}; run the same command again to go on\n", state_.step);
       return false;

@@ -65,6 +65,7 @@ class RankProcesses {
         ::kill(-rank.id, SIGKILL);
         ::waitpid(rank.id, nullptr, 0);
       }
+    answer_signals();  // a late one must not end this program, which has its exit code
     ::sigprocmask(SIG_SETMASK, &former_mask_, nullptr);
   }
 

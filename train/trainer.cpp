@@ -3,9 +3,11 @@
 #include <unistd.h>
 
 #include <array>
+#include <atomic>
 #include <chrono>
 #include <cmath>
 #include <csignal>
+#include <ctime>
 #include <optional>
 
 #include "base/files.h"
@@ -28,21 +30,34 @@ namespace {
 
 constexpr int64_t kMostSkips = 10;  // non-finite steps in a row before a run that skips them gives up
 
-// A signal handler may only set a flag; the loop looks at it between steps.
+// A signal handler may only set flags; the loop looks at them between steps. One wish may come as many signals: a
+// closed terminal hangs up twice, a rank hears its launcher beside the sender, Slurm warns and then ends. Only
+// Ctrl-C once more, later than any such copy, asks for an end without a save.
 volatile std::sig_atomic_t stop_signal = 0;
+std::atomic<int64_t> first_interrupt{0};  // milliseconds; 0: none
+static_assert(std::atomic<int64_t>::is_always_lock_free);
+constexpr int64_t kSameInterrupt = 1000;  // milliseconds
 void note_signal(int signal) {
-  if (stop_signal != 0) ::_exit(128 + signal);  // the second one is meant
-  stop_signal = signal;
+  if (stop_signal == 0) stop_signal = signal;
+  if (signal != SIGINT) return;
+  timespec time{};
+  ::clock_gettime(CLOCK_MONOTONIC, &time);
+  const int64_t now = 1 + time.tv_sec * 1000 + time.tv_nsec / 1000000;
+  int64_t before = 0;
+  if (!first_interrupt.compare_exchange_strong(before, now) && now - before >= kSameInterrupt)
+    ::_exit(128 + signal);
 }
 
 class SignalGuard {
  public:
   SignalGuard() {
     stop_signal = 0;
+    first_interrupt = 0;
     for (size_t i = 0; i < kSignals.size(); ++i) before_[i] = std::signal(kSignals[i], note_signal);
     if (before_[0] == SIG_IGN) std::signal(kSignals[0], SIG_IGN);  // nohup
   }
   ~SignalGuard() {
+    if (stop_signal != 0) return;  // a late copy must not end a run that has saved
     for (size_t i = 0; i < kSignals.size(); ++i) std::signal(kSignals[i], before_[i]);
   }
 

@@ -281,15 +281,19 @@ TEST_CASE("a non-finite loss ends or skips the step on all ranks, with the sampl
   CHECK(fs::exists(runs.checkpoint("skipped", 2)));
 }
 
-TEST_CASE("a signal to one rank, or to the launcher: one step is saved, all end with 75, and go on") {
+TEST_CASE(
+    "a signal to one rank, to the launcher, or to all of them: one step is saved, all end with 75, and go "
+    "on") {
   const Runs runs;
-  for (const int victim : {-1, 0, 1}) {
+  for (const int victim : {-1, 0, 1, 2}) {  // -1: the launcher; 2: the ranks, and then the launcher
     const std::string name = fmt::format("to{}", victim);
     RunningProgram launcher(runs.command(name, 2, "--steps 1000000"), runs.out(name + ".log").string());
     REQUIRE(under_way(runs, name));
     const std::vector<pid_t> ranks = ranks_of(launcher);
     REQUIRE(ranks.size() == 2);
-    ::kill(victim < 0 ? launcher.id() : ranks[static_cast<size_t>(victim)], SIGTERM);
+    for (int rank = 0; rank < 2; ++rank)
+      if (victim == 2 || victim == rank) ::kill(ranks[static_cast<size_t>(rank)], SIGTERM);
+    if (victim == 2 || victim < 0) ::kill(launcher.id(), SIGTERM);
     CHECK(launcher.exit_code(30) == 75);
     const auto steps = std::ssize(runs.losses(name));
     CHECK(newest_checkpoint(runs.out(name)) == runs.checkpoint(name, steps));

@@ -64,6 +64,30 @@ TEST_CASE("a run whose terminal is closed saves and ends with 75; under nohup it
   }
 }
 
+TEST_CASE("more signals do not keep a run from saving; Ctrl-C once more ends it at once") {
+  const Runs runs;
+  for (const auto& [first, second] : {std::pair{SIGHUP, SIGHUP}, {SIGUSR1, SIGTERM}, {SIGINT, SIGINT}}) {
+    CAPTURE(second);
+    RunningProgram run(runs.command("--steps 1000000 --save-every 0"));
+    const int64_t before = runs.steps();
+    REQUIRE(eventually(20, [&] { return runs.steps() > before + 2; }));
+    ::kill(run.id(), first);
+    ::usleep(1000);
+    ::kill(run.id(), second);
+    CHECK(run.exit_code(30) == 75);
+    CHECK(newest_checkpoint(runs.out()) == runs.out() / step_directory_name(runs.steps()));
+  }
+  std::filesystem::remove_all(runs.out());
+  RunningProgram slow(runs.command("--steps 1000000 --batch 64 --accumulate 20000"));
+  REQUIRE(eventually(20, [&] { return std::filesystem::exists(runs.out() / "metrics.jsonl"); }));
+  ::kill(slow.id(), SIGINT);
+  ::usleep(1'100'000);
+  REQUIRE(slow.running());
+  ::kill(slow.id(), SIGINT);
+  CHECK(slow.exit_code(1) == 128 + SIGINT);
+  CHECK(runs.steps() == 0);
+}
+
 TEST_CASE("a run whose console nobody reads any more goes on to its end") {
   const Runs runs;
   // The pipe's reader leaves after the first bytes.

@@ -60,19 +60,13 @@ void write_moments(const fs::path& folder, Ops& ops, const Weights& weights) {
   write_safetensors(folder / kOptimizerFile, tensors);
 }
 
-// Of those up to `newest`: what lies beyond it is damaged, or this run would have resumed from it.
-void remove_old(const fs::path& out, int64_t keep_last, int64_t newest) {
-  if (keep_last <= 0) return;  // keep all
-  std::vector<fs::path> all = checkpoints_newest_first(out);
-  std::erase_if(all, [&](const fs::path& path) { return step_of(path) > newest; });
-  for (size_t i = static_cast<size_t>(keep_last); i < all.size(); ++i) {
-    // Renamed first: a half-deleted checkpoint must not be taken for one.
-    const fs::path trash = out / (".trash-" + all[i].filename().string());
-    std::error_code error;
-    fs::rename(all[i], trash, error);
-    if (!error) fs::remove_all(trash, error);
-    if (error) fail_input("{}: cannot remove this old checkpoint: {}", all[i].string(), error.message());
-  }
+void remove_old(const fs::path& checkpoint) {
+  // Renamed first: a half-deleted checkpoint must not be taken for one.
+  const fs::path trash = checkpoint.parent_path() / (".trash-" + checkpoint.filename().string());
+  std::error_code error;
+  fs::rename(checkpoint, trash, error);
+  if (!error) fs::remove_all(trash, error);
+  if (error) fail_input("{}: cannot remove this old checkpoint: {}", checkpoint.string(), error.message());
 }
 
 void load_moment(Ops& ops, const SafetensorsFile& file, const std::string& name, const Tensor& to) {
@@ -131,8 +125,19 @@ void save_checkpoint(const TrainOptions& options, Ops& ops, const Weights& weigh
   write_text_atomically(folder.path() / kStateFile, json.dump(2) + "\n");
   write_sums(folder.path());
   folder.commit();
-  write_text_atomically(options.out / "latest", path.filename().string() + "\n");
-  remove_old(options.out, options.keep_last, state.step);
+}
+
+void settle_checkpoints(const TrainOptions& options, int64_t before, int64_t step) {
+  const fs::path latest = options.out / "latest";
+  const std::string name = step_directory_name(step) + "\n";
+  if (!fs::exists(latest) || read_text(latest, 4096) != name) write_text_atomically(latest, name);
+  int64_t kept = 0;
+  for (const fs::path& path : checkpoints_newest_first(options.out)) {
+    const int64_t its = step_of(path);
+    if (its > step || options.keep_last <= 0)
+      continue;  // beyond: damaged, or it would have been gone on from
+    if ((its > before && its < step) || ++kept > options.keep_last) remove_old(path);
+  }
 }
 
 void remove_unfinished(const fs::path& out) {

@@ -18,10 +18,14 @@ struct TrainState {
 };
 
 // Written into a temporary folder, flushed, checksummed and renamed, in exchange for one of this step if
-// there is any; then the oldest beyond `keep_last` of those up to this step are removed. Throws Error(input)
-// where the disk is full or fails; no other checkpoint is touched then.
+// there is any. Throws Error(input) where the disk is full or fails; no other checkpoint is touched then.
 void save_checkpoint(const TrainOptions& options, Ops& ops, const Weights& weights, const LlamaConfig& config,
                      const TrainState& state, const Json& fingerprint);
+
+// After a save, and before going on, as a kill may have come between the two: OUT/latest names the checkpoint of
+// `step`, and of those up to it the `keep_last` newest stay. What lies between it and `before`, the whole one that
+// it goes on from, is damaged: that takes no place of theirs, and goes.
+void settle_checkpoints(const TrainOptions& options, int64_t before, int64_t step);
 
 // Throws Error(input) when the disk has no room for one more.
 void expect_room_for_checkpoint(const TrainOptions& options, const Weights& weights);

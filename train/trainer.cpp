@@ -263,7 +263,7 @@ class Trainer {
     remove_unfinished(options_.out);
     std::optional<fs::path> checkpoint, newest;
     if (options_.resume == "auto") {
-      checkpoint = newest_checkpoint(options_.out);
+      checkpoint = newest = newest_checkpoint(options_.out);
       if (!checkpoint && holds_checkpoints(options_.out))
         fail_input(
             "--out {}: none of its checkpoints is whole, and a new run would overwrite its metrics; move it "
@@ -285,6 +285,7 @@ class Trainer {
       if (newest && step_of(*newest) > state_.step)
         fail_usage("--resume {}: --out holds {}, which is newer; move that one away or choose another --out",
                    checkpoint->string(), newest->string());
+      if (newest) settle_checkpoints(options_, step_of(*newest), step_of(*newest));
       say("resuming   {} at step {}\n", checkpoint->string(), state_.step);
       if (state_.planned_steps > 0 && state_.planned_steps != steps_ && options_.schedule != "constant")
         say("           the {} schedule ended at step {} and now ends at {}: the learning rate changes from "
@@ -408,7 +409,10 @@ class Trainer {
 
   // Rank 0 has everything that goes into a checkpoint; the others wait for it in the next step.
   void save() {
-    if (first_rank()) save_checkpoint(options_, ops_, model_->weights(), setup_.config, state_, fingerprint_);
+    if (first_rank()) {
+      save_checkpoint(options_, ops_, model_->weights(), setup_.config, state_, fingerprint_);
+      settle_checkpoints(options_, saved_step_, state_.step);
+    }
     saved_step_ = state_.step;
   }
 

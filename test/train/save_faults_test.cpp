@@ -95,6 +95,8 @@ class Saving {
   void check_goes_on() const {
     expect(0, run_program(command("run", 2)));
     check_same(2, folder_ / "straight");
+    CHECK(text_of("run/latest") == step_directory_name(2) + "\n");
+    CHECK(checkpoints() == keep_last_);
     check_clean();
   }
   void check_ends_like_a_straight_run(int steps) const {
@@ -102,6 +104,11 @@ class Saving {
     expect(0, run_program(command("straight", steps)));
     check_same(steps, folder_ / "straight");
     check_clean();
+  }
+  int checkpoints() const {
+    int count = 0;
+    for (const auto& entry : fs::directory_iterator(out())) count += step_of(entry.path()) >= 0;
+    return count;
   }
   // Whole lines of metrics.jsonl.
   int64_t metrics() const {
@@ -156,7 +163,8 @@ TEST_CASE("killed before any system call of saving, a run loses one interval at 
       break;
     }
     CHECK(code == 128 + SIGKILL);
-    if (call % every(8) == 0) saving.check_goes_on();
+    // From where the checkpoint has its name, each of the few calls that are left.
+    if (call % every(8) == 0 || fs::exists(saving.out() / step_directory_name(2))) saving.check_goes_on();
   }
   CHECK(call > 40);
   MESSAGE((call - 1) << " calls");

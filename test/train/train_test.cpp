@@ -203,6 +203,13 @@ TEST_CASE(
   CHECK(!there(4));
   CHECK(newest_checkpoint(o.out) == o.out / step_directory_name(6));
   CHECK(there(5));
+  // One that was damaged since, and the run has gone past.
+  std::filesystem::remove(o.out / step_directory_name(6) / "model.safetensors");
+  o.steps = 7, o.save_every = 0;
+  train(o);
+  CHECK(there(5));
+  CHECK(!there(6));
+  CHECK(there(7));
 }
 
 TEST_CASE("going back is refused where a later checkpoint would be gone on from next time") {

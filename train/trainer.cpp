@@ -90,6 +90,15 @@ void prepare_output(const TrainOptions& options) {
                options.out.string());
 }
 
+// Most data tells in its first sample; nothing would be learned, or a run end in its first evaluation.
+void expect_scored(const Dataset& data, const char* option, const fs::path& path) {
+  for (int64_t i = 0; i < data.size(); ++i)
+    for (const int32_t target : data.read(i).targets)
+      if (target != kNotScored) return;
+  fail_input("{} {}: no token of it is scored; look at its mask with `sinklora inspect`", option,
+             path.string());
+}
+
 class Trainer {
  public:
   Trainer(const TrainOptions& options, Ops& ops, Communicator& ranks)
@@ -99,7 +108,11 @@ class Trainer {
     const DatasetOptions dataset{options.context, setup_.config.vocab_size, options.separate_documents,
                                  tokenizer_hash_, options.force_tokenizer};
     data_ = open_dataset(options.data, dataset);
-    if (!options.eval_data.empty()) eval_data_ = open_dataset(options.eval_data, dataset);
+    expect_scored(*data_, "--data", options.data);
+    if (!options.eval_data.empty()) {
+      eval_data_ = open_dataset(options.eval_data, dataset);
+      expect_scored(*eval_data_, "--eval-data", options.eval_data);
+    }
     setup_.most_documents = std::max(data_->most_documents(), eval_data_ ? eval_data_->most_documents() : 1);
     fingerprint_ = fingerprint(options, weights_identity(options.model), data_->hash(), ranks.world_size());
     const int64_t samples_per_step = options.batch * options.accumulate * ranks.world_size();
@@ -143,9 +156,15 @@ class Trainer {
     if (!stopped && state_.updates == 0 && skips_ > 0)
       fail(ExitCode::non_finite, "{}: all {} steps were skipped, so that nothing was trained",
            options_.out.string(), state_.step);
+    if (!stopped && state_.updates == 0)
+      fail_input(
+          "--data {}: none of the {} steps had a scored token, so that nothing was trained; make more "
+          "steps",
+          options_.data.string(), state_.step);
+    const fs::path plot = options_.out / "loss.svg";
     if (!stopped)
-      say("done: {} and {}\n", (options_.out / step_directory_name(state_.step)).string(),
-          (options_.out / "loss.svg").string());
+      say("done: {}{}\n", (options_.out / step_directory_name(state_.step)).string(),
+          fs::exists(plot) ? " and " + plot.string() : "");
     return stopped ? ExitCode::preempted : ExitCode::ok;
   } catch (const std::exception& error) {
     // While the memory of calls under way still lives.

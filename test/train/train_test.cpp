@@ -275,6 +275,7 @@ TEST_CASE("a step without scored tokens leaves the optimizer as it was, its bias
   };
   write_rows("scored.h5", {1});
   write_rows("both.h5", {0, 1});
+  write_rows("none.h5", {0, 0});
 
   const auto weights_after = [&](const std::string& data, const std::string& out,
                                  std::vector<int64_t> stops) {
@@ -286,7 +287,12 @@ TEST_CASE("a step without scored tokens leaves the optimizer as it was, its bias
     o.warmup = 0;
     for (const int64_t steps : stops) {
       o.steps = steps;
-      CHECK(train(o) == ExitCode::ok);
+      const bool nothing = data == "both.h5" && steps == 1;
+      CHECK(error_of([&] { train(o); }) ==
+            (nothing ? fmt::format("--data {}: none of the 1 steps had a scored token, so that nothing was "
+                                   "trained; make more steps",
+                                   o.data.string())
+                     : ""));
     }
     return read_text(o.out / step_directory_name(stops.back()) / "model.safetensors", 1 << 20);
   };
@@ -295,6 +301,13 @@ TEST_CASE("a step without scored tokens leaves the optimizer as it was, its bias
   CHECK(weights_after("both.h5", "resumed", {1, 2}) == plain);
   const std::string two = weights_after("scored.h5", "two", {2});
   CHECK(two != plain);
+
+  TrainOptions unscored = base_options(folder, "unscored");
+  unscored.data = folder / "none.h5";
+  check_contains(error_of([&] { train(unscored); }), "none.h5: no token of it is scored");
+  unscored.data = folder / "scored.h5", unscored.eval_data = folder / "none.h5";
+  check_contains(error_of([&] { train(unscored); }), "--eval-data " + unscored.eval_data.string());
+  CHECK(!std::filesystem::exists(unscored.out / "metrics.jsonl"));
 
   // A checkpoint from before updates were counted: each of its steps was one.
   weights_after("scored.h5", "old", {1});

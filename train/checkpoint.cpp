@@ -98,7 +98,9 @@ int64_t step_of(const fs::path& directory) {
   if (!name.starts_with("step-")) return -1;
   int64_t step = -1;
   const auto [end, error] = std::from_chars(name.data() + 5, name.data() + name.size(), step);
-  return error == std::errc{} && end == name.data() + name.size() ? step : -1;
+  // Not "step-5": of two names for a step one would be that of no save.
+  return error == std::errc{} && end == name.data() + name.size() && step_directory_name(step) == name ? step
+                                                                                                       : -1;
 }
 
 void expect_room_for_checkpoint(const TrainOptions& options, const Weights& weights) {
@@ -151,6 +153,11 @@ std::optional<fs::path> newest_checkpoint(const fs::path& out) {
   for (const fs::path& path : checkpoints_newest_first(out)) {
     try {
       verify_sums(path);
+      const Json state =
+          read_json(path / kStateFile);  // whatever else is wrong in it, load_checkpoint() says
+      if (state.is_object() && state.value("step", Json(step_of(path))) != step_of(path))
+        fail_input("it is of step {}, so it was copied or renamed; --resume takes it by its name",
+                   state["step"].dump());
       return path;
     } catch (const Error& error) {
       fmt::print(stderr, "skipping {}: {}\n", path.string(), error.what());

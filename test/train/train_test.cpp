@@ -175,6 +175,19 @@ TEST_CASE("a damaged newest checkpoint is skipped with a reason, and refused whe
   CHECK(newest_checkpoint(o.out) == newest);
 }
 
+TEST_CASE("a checkpoint that was copied or renamed is not taken for one of the step in its name") {
+  const TemporaryDirectory folder;
+  const TrainOptions o = made_run(folder, 2);
+  const auto newest = o.out / step_directory_name(4);
+  std::filesystem::copy(o.out / step_directory_name(2), o.out / step_directory_name(9));
+  CHECK(newest_checkpoint(o.out) == newest);
+  std::filesystem::copy(newest, o.out / "step-5");
+  std::filesystem::copy(newest, o.out / "step-000000006");
+  CHECK(newest_checkpoint(o.out) == newest);
+  CHECK(step_of("step-000000006") == -1);
+  CHECK(step_of("step-123456789") == 123456789);
+}
+
 TEST_CASE("resuming with other options names the one that differs") {
   const TemporaryDirectory folder;
   write_inputs(folder);

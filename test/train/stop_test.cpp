@@ -1,6 +1,7 @@
 // How a run ends that somebody ends: signals, also during an evaluation, and a console that has gone.
 #include <doctest/doctest.h>
 
+#include <csignal>
 #include <fstream>
 
 #include "base/files.h"
@@ -19,6 +20,7 @@ namespace {
 class Runs {
  public:
   Runs() : folder_(memory_folder()) {
+    std::signal(SIGHUP, SIG_DFL);  // what runs inherit, where the tests themselves are under nohup as well
     write_toy_config(folder_ / "model");
     write_stream("data.bin", 40 * kContext);
   }

@@ -40,9 +40,8 @@ void add_train(CLI::App& app) {
       "base \\\n"
       "      --context 256 --batch 16 --lr 2e-3 --steps 2000\n"
       "  sinklora train --model llama-2-7b --data shards --out run --device cuda --gpus all\n\n"
-      "TERM, INT, USR1 and HUP save and stop (Ctrl-C again, a second later: stop at once); `touch "
-      "OUT/save-now` "
-      "saves without stopping.\n"
+      "TERM, INT, USR1 and HUP save and stop (Ctrl-C again, a second later: stop at once); "
+      "`touch OUT/save-now` saves without stopping.\n"
       "Exit codes: 0 done, 2 wrong option, 3 broken input, 4 does not fit, 5 non-finite loss, "
       "6 a rank failed, 75 saved on a signal; of --gpus, 128 + n (137) where signal n (9, KILL) ended a "
       "rank.");

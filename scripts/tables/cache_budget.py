@@ -26,6 +26,7 @@ import time
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 from miniature import Runner, texts  # noqa: E402
 from miniature_report import svg  # noqa: E402
+from paper_table import append_record, read_records  # noqa: E402
 
 
 
@@ -87,11 +88,7 @@ class Measurements:
         self.settings = {"model": args.model.name, "context": args.context, "windows": None if args.data else args.windows,
                          "texts": args.most, "data": args.data and args.data.name, "chunk": args.chunk, "sinks": args.sinks,
                          "precision": args.precision, "depths": args.depths, "trials": args.trials, "lengths": args.passkey_lengths}
-        text = self.records.read_text() if self.records.exists() else ""
-        whole = text[:text.rfind("\n") + 1]
-        if whole != text:  # a line cut off by a crash: its row is measured again
-            self.records.write_text(whole)
-        self.known = [entry for entry in map(json.loads, whole.splitlines()) if entry["settings"] == self.settings]
+        self.known = [entry for entry in read_records(self.records) if entry["settings"] == self.settings]
 
     def measure(self, row: Row, *words) -> tuple[dict, float]:
         """The program's own record, and the seconds it took."""
@@ -118,8 +115,7 @@ class Measurements:
                  "passkey_tokens": {length: statistics.mean(c["tokens"] for c in record["cells"]) for length, record in found.items()},
                  "passkey_seconds": round(time.time() - begun, 1), "commit": ppl["commit"], "settings": self.settings}
         self.known.append(entry)
-        with open(self.records, "a") as to:
-            to.write(json.dumps(entry) + "\n")
+        append_record(self.records, entry)
         self.report()
         print(f"{row.policy} at {row.budget:g} %: ppl {ppl['ppl']:.4f}, passkey {entry['passkey']}, "
               f"{seconds + entry['passkey_seconds']:.1f} s", flush=True)

@@ -143,13 +143,14 @@ void set_arguments(AttentionArguments<T>& a, const Tensor& out, const Tensor& ls
   a.scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(shape.head_dim)));
 }
 
-// Query heads whose blocks run side by side: few, so that what they share (queries, dO, the sums of dQ of one
-// run) stays in the L2 cache, but not fewer than fill it.
+// Query heads whose blocks run side by side: 12, so that an H100's 132 SMs have 11 key tiles of each, which
+// wait for one another at the start (fewer heads wait longer; more, and little of what they share is in the L2
+// cache at a time), but fewer where the queries, dO and sums of dQ of 12 runs are far more than the cache holds.
 int64_t heads_at_once(const AttentionShape& shape, const AttentionPattern& pattern, int64_t max_length) {
-  constexpr int64_t cache = 24 << 20;
+  constexpr int64_t most = 12, bytes_at_once = 96 << 20;
   const int64_t run = pattern.group_size == 0 ? max_length : std::min(pattern.group_size, max_length);
   const int64_t bytes = run * shape.head_dim * 8;
-  return std::clamp<int64_t>(cache / std::max<int64_t>(bytes, 1), 1, shape.num_heads);
+  return std::clamp<int64_t>(bytes_at_once / std::max<int64_t>(bytes, 1), 1, std::min(most, shape.num_heads));
 }
 
 template <class T>

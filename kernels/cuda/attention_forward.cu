@@ -24,7 +24,12 @@ namespace sinklora::cuda {
 // Named, so that passes for devices whose kernels are empty find nothing unused.
 namespace hopper_forward {
 
-inline constexpr int queries_per_block = forward_tile, keys_per_tile = 128, forward_threads = 256;
+inline constexpr int queries_per_block = forward_tile, keys_per_tile = 128;
+inline constexpr int product_threads = 256, load_threads = 128,
+                     forward_threads = product_threads + load_threads;
+// Named barriers. turn + g: warpgroup g may multiply. first_full: q, the narrow tile and K's tile 0 are there.
+// full + 2 b + g: so is buffer b, for warpgroup g; empty + b: both warpgroups have done with it.
+inline constexpr int turn = 1, k_full = 3, v_full = 7, k_empty = 11, v_empty = 13, first_full = 15;
 // 64 columns of a tile's rows.
 inline constexpr uint32_t panel_bytes = 128 * 128;
 
@@ -46,6 +51,15 @@ __device__ __forceinline__ void multiply_values(float (&out)[D / 8][4], const ui
   for (int step = 0; step < KEYS / 16; ++step)
     wgmma<1>(out, p[step], matrix_descriptor(v + step * 16 * 128, panel_bytes), 1);
   wgmma_commit();
+}
+
+// Waits for all products, behind the exponentials, which are to run beside them: ptxas moves a wait in front of them, unless a branch
+// stands between. It is never taken (and the same for all warps of a group, as a wait must be).
+__device__ __forceinline__ void wait_after_weights(float scale) {
+  if (scale < 0)
+    asm volatile("wgmma.wait_group.sync.aligned 0; // never" ::: "memory");
+  else
+    wgmma_wait<0>();
 }
 
 // The first tile, when there are sinks for a narrow one.
@@ -89,7 +103,7 @@ __device__ __forceinline__ void load_panels(uint32_t to, const uint16_t* from, i
                                             int thread) {
 #pragma unroll
   for (int panel = 0; panel < D / 64; ++panel)
-    load_tile<64, ROWS, forward_threads>(to + panel * panel_bytes, from + panel * 64, stride, valid, thread);
+    load_tile<64, ROWS, load_threads>(to + panel * panel_bytes, from + panel * 64, stride, valid, thread);
 }
 
 template <int D>
@@ -98,107 +112,154 @@ template <int D>
 inline constexpr int forward_shared =
     5 * tile_bytes<D> + queries_per_block * 16 + 1024;  // the last for alignment
 
+// Shared memory: q, two buffers of K, two of V, the rows' bounds. A narrow tile takes the second buffers, and
+// tile 1 after it.
 template <int D>
-__global__ void __launch_bounds__(forward_threads, 1) forward_kernel(AttentionArguments<uint16_t> a) {
-#ifdef __CUDA_ARCH_FEAT_SM90_ALL
-  extern __shared__ char unaligned[];
-  const uint32_t q = (shared_address(unaligned) + 1023) & ~1023u, buffers = q + tile_bytes<D>;
-  const QueryBlock w(a);
-  if (w.empty()) return;
-  const auto [start, first, head, length, valid] = w;
-  const int thread = threadIdx.x, lane = thread & 31, warp = thread >> 5, group = thread >> 7;
-  auto* bounds =
-      reinterpret_cast<RowBounds*>(unaligned + (q - shared_address(unaligned)) + 5 * tile_bytes<D>);
+struct Buffers {
+  uint32_t q;
+  __device__ uint32_t k(int i) const { return q + (1 + (i & 1)) * tile_bytes<D>; }
+  __device__ uint32_t v(int i) const { return q + (3 + (i & 1)) * tile_bytes<D>; }
+};
 
-  const TileList list(KeyIntervals(a.pattern, head, first, first + valid - 1, length));
-  const int64_t kv_column = head / (a.num_heads / a.num_kv_heads) * D;
-  const uint16_t* k = a.k.data + start * a.k.stride + kv_column;
-  const uint16_t* v = a.v.data + start * a.v.stride + kv_column;
-  const auto load = [&](const uint16_t* from, int64_t stride, uint32_t to, int i) {
+// The third warpgroup: copies what the other two multiply, K one tile ahead of V.
+template <int D>
+__device__ void load_all(const AttentionArguments<uint16_t>& a, const QueryBlock& w, const TileList& list,
+                         const Buffers<D>& to) {
+  const int thread = threadIdx.x - product_threads;
+  const int64_t kv_column = w.head / (a.num_heads / a.num_kv_heads) * D;
+  const uint16_t* k = a.k.data + w.start * a.k.stride + kv_column;
+  const uint16_t* v = a.v.data + w.start * a.v.stride + kv_column;
+  const auto load = [&](const uint16_t* from, int64_t stride, uint32_t buffer, int i) {
     const int key = list.begin(i);
-    load_panels<keys_per_tile, D>(to, from + key * stride, stride, list.limit(i) - key, thread);
+    load_panels<keys_per_tile, D>(buffer, from + key * stride, stride, list.limit(i) - key, thread);
+    copy_async_commit();
   };
-  const auto k_buffer = [&](int i) { return buffers + (i & 1) * tile_bytes<D>; };
-  const auto v_buffer = [&](int i) { return buffers + (2 + (i & 1)) * tile_bytes<D>; };
-  load_panels<queries_per_block, D>(q, a.q.data + (start + first) * a.q.stride + head * D, a.q.stride, valid,
-                                    thread);
-  const int narrow_key = list.narrow_begin();
-  if (list.narrow_width > 0) {
-    const int rows = list.keys.low_end - narrow_key;
-    load_panels<64, D>(k_buffer(1), k + narrow_key * a.k.stride, a.k.stride, rows, thread);
-    load_panels<64, D>(v_buffer(1), v + narrow_key * a.v.stride, a.v.stride, rows, thread);
+  const auto tell = [&](int barrier, int threads) {  // that all but the newest copies have arrived
+    fence_for_async_reads();
+    barrier_arrive(barrier, threads);
+  };
+  const auto tell_both = [&](int barrier) {
+    tell(barrier, load_threads + 128);
+    barrier_arrive(barrier + 1, load_threads + 128);
+  };
+  load_panels<queries_per_block, D>(to.q, a.q.data + (w.start + w.first) * a.q.stride + w.head * D,
+                                    a.q.stride, w.valid, thread);
+  const bool narrow = list.narrow_width > 0;
+  if (narrow) {
+    const int key = list.narrow_begin(), rows = list.keys.low_end - key;
+    load_panels<64, D>(to.k(1), k + key * a.k.stride, a.k.stride, rows, thread);
+    load_panels<64, D>(to.v(1), v + key * a.v.stride, a.v.stride, rows, thread);
   }
-  load(k, a.k.stride, k_buffer(0), 0);
-  copy_async_commit();
-  if (thread < queries_per_block) bounds[thread] = row_bounds(a.pattern, head, first + thread, length);
+  load(k, a.k.stride, to.k(0), 0);
+  if (narrow) {
+    copy_async_wait<0>();
+    tell(first_full, forward_threads);
+  }
+  for (int i = 0; i < list.count; ++i) {
+    if (i + 1 < list.count) {
+      if (i > 0 || narrow) barrier_sync(k_empty + (i + 1) % 2, forward_threads);
+      load(k, a.k.stride, to.k(i + 1), i + 1);
+    } else {
+      copy_async_commit();
+    }
+    if (i > 0 || !narrow) copy_async_wait<1>();
+    if (i > 0)
+      tell_both(v_full + (i - 1) % 2 * 2);
+    else if (!narrow)
+      tell(first_full, forward_threads);
+    if (i > 1 || (i == 1 && narrow)) barrier_sync(v_empty + i % 2, forward_threads);
+    load(v, a.v.stride, to.v(i), i);
+    if (i + 1 < list.count) {
+      copy_async_wait<1>();
+      tell_both(k_full + (i + 1) % 2 * 2);
+    }
+  }
+  copy_async_wait<0>();
+  tell_both(v_full + (list.count - 1) % 2 * 2);
+}
 
+// A warpgroup of products: 64 queries. The two take turns at the tensor cores: while one multiplies, the
+// other takes its softmax.
+template <int D>
+__device__ void attend(const AttentionArguments<uint16_t>& a, const QueryBlock& w, const TileList& list,
+                       const Buffers<D>& from, RowBounds* bounds) {
+  const int thread = threadIdx.x, lane = thread & 31, warp = thread >> 5, group = thread >> 7;
+  if (thread % 128 < 64) {
+    const int row = group * 64 + thread % 128;
+    bounds[row] = row_bounds(a.pattern, w.head, w.first + row, w.length);
+  }
   Accumulator<D> acc = {};
   acc.maximum[0] = acc.maximum[1] = -INFINITY;
   const float scale_log2 = a.scale * log2_e;
-  const uint32_t own_q = q + group * 64 * 128;
+  const uint32_t own_q = from.q + group * 64 * 128;
   const RowBounds* own_bounds = bounds + warp * 16;
-  copy_async_wait<0>();
-  fence_for_async_reads();
-  __syncthreads();
-  if (list.narrow_width == 16)
-    attend_narrow<16>(acc, own_q, k_buffer(1), v_buffer(1), own_bounds, narrow_key, scale_log2, lane);
-  else if (list.narrow_width == 64)
-    attend_narrow<64>(acc, own_q, k_buffer(1), v_buffer(1), own_bounds, narrow_key, scale_log2, lane);
-
-  // Begins the copies of V of tile i and K of the tile after it, which tile i + 1 needs.
-  const auto load_next = [&](int i) {
-    if (i + 1 < list.count) load(k, a.k.stride, k_buffer(i + 1), i + 1);
-    load(v, a.v.stride, v_buffer(i), i);
-    copy_async_commit();
+  const auto wait_full = [&](int barrier, int i) {
+    barrier_sync(barrier + i % 2 * 2 + group, load_threads + 128);
+  };
+  const auto release = [&](int barrier, int i) {  // tile i, if another one comes into its place
+    if (i + 2 < list.count) barrier_arrive(barrier + i % 2, forward_threads);
   };
   const auto mask_of = [&](int i) {
     const int key = list.begin(i);
     return list.keys.visible(key, key + keys_per_tile) ? nullptr : own_bounds;
   };
+  if (group == 1) barrier_arrive(turn, product_threads);
+  barrier_sync(first_full, forward_threads);
+  if (list.narrow_width > 0) {
+    if (list.narrow_width == 16)
+      attend_narrow<16>(acc, own_q, from.k(1), from.v(1), own_bounds, list.narrow_begin(), scale_log2, lane);
+    else
+      attend_narrow<64>(acc, own_q, from.k(1), from.v(1), own_bounds, list.narrow_begin(), scale_log2, lane);
+    if (list.count > 1) {
+      barrier_arrive(k_empty + 1, forward_threads);
+      barrier_arrive(v_empty + 1, forward_threads);
+    }
+  }
   float score[keys_per_tile / 8][4], factor[2];
   uint32_t p[keys_per_tile / 16][4];
-  __syncthreads();
-  load_next(0);
+  barrier_sync(turn + group, product_threads);
   wgmma_fence();
-  multiply_scores<keys_per_tile, D>(score, own_q, k_buffer(0));
+  multiply_scores<keys_per_tile, D>(score, own_q, from.k(0));
+  if (group == 0 || list.count > 1) barrier_arrive(turn + 1 - group, product_threads);
   wgmma_wait<0>();
+  release(k_empty, 0);
   if (take_softmax<keys_per_tile, D>(score, acc, factor, mask_of(0), list.begin(0), scale_log2, lane))
     rescale<D>(acc.out, factor);
   round_weights<keys_per_tile>(p, score);
   for (int i = 1; i < list.count; ++i) {
-    copy_async_wait<0>();
-    fence_for_async_reads();
-    __syncthreads();
-    load_next(i);
+    wait_full(k_full, i);
+    wait_full(v_full, i - 1);
+    barrier_sync(turn + group, product_threads);
     wgmma_fence();
-    multiply_scores<keys_per_tile, D>(score, own_q, k_buffer(i));
-    multiply_values<keys_per_tile, D>(acc.out, p, v_buffer(i - 1));
+    multiply_scores<keys_per_tile, D>(score, own_q, from.k(i));
+    multiply_values<keys_per_tile, D>(acc.out, p, from.v(i - 1));
+    if (group == 0 || i + 1 < list.count) barrier_arrive(turn + 1 - group, product_threads);
     wgmma_wait<1>();
+    release(k_empty, i);
     const bool raise =
         take_softmax<keys_per_tile, D>(score, acc, factor, mask_of(i), list.begin(i), scale_log2, lane);
-    wgmma_wait<0>();
+    wait_after_weights(a.scale);
     if (raise) rescale<D>(acc.out, factor);
+    release(v_empty, i - 1);
     round_weights<keys_per_tile>(p, score);
   }
-  copy_async_wait<0>();
-  fence_for_async_reads();
-  __syncthreads();
+  wait_full(v_full, list.count - 1);
   wgmma_fence();
-  multiply_values<keys_per_tile, D>(acc.out, p, v_buffer(list.count - 1));
+  multiply_values<keys_per_tile, D>(acc.out, p, from.v(list.count - 1));
   wgmma_wait<0>();
 
   // Quotient and log-sum-exp; out leaves through the warp's own rows of q, for whole 16-byte stores.
-  const uint32_t rows = q + warp * 16 * 128;
-  const int warp_first = first + warp * 16;
-  barrier_sync(1 + group, 128);
+  const uint32_t rows = from.q + warp * 16 * 128;
+  const int warp_first = w.first + warp * 16;
+  barrier_sync(turn + group, 128);
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     float sum = acc.sum[r];
     sum += __shfl_xor_sync(~0u, sum, 1);
     sum += __shfl_xor_sync(~0u, sum, 2);
     const int row = r * 8 + lane / 4;
-    if ((lane & 3) == 0 && warp_first + row < length)
-      a.lse.data[head * a.lse.stride + start + warp_first + row] =
+    if ((lane & 3) == 0 && warp_first + row < w.length)
+      a.lse.data[w.head * a.lse.stride + w.start + warp_first + row] =
           acc.maximum[r] * a.scale + log2f(sum) * ln_2;
     const float inverse = 1.0f / sum;
 #pragma unroll
@@ -209,8 +270,28 @@ __global__ void __launch_bounds__(forward_threads, 1) forward_kernel(AttentionAr
   __syncwarp();
 #pragma unroll
   for (int panel = 0; panel < D / 64; ++panel)
-    store_tile<64, 16, 32>(a.out.data + (start + warp_first) * a.out.stride + head * D + panel * 64,
-                           a.out.stride, rows + panel * panel_bytes, length - warp_first, lane);
+    store_tile<64, 16, 32>(a.out.data + (w.start + warp_first) * a.out.stride + w.head * D + panel * 64,
+                           a.out.stride, rows + panel * panel_bytes, w.length - warp_first, lane);
+}
+
+template <int D>
+__global__ void __launch_bounds__(forward_threads, 1) forward_kernel(AttentionArguments<uint16_t> a) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  extern __shared__ char unaligned[];
+  const Buffers<D> buffers{(shared_address(unaligned) + 1023) & ~1023u};
+  const QueryBlock w(a);
+  if (w.empty()) return;
+  auto* bounds =
+      reinterpret_cast<RowBounds*>(unaligned + (buffers.q - shared_address(unaligned)) + 5 * tile_bytes<D>);
+  const TileList list(KeyIntervals(a.pattern, w.head, w.first, w.first + w.valid - 1, w.length));
+  // Registers go where the accumulators are: 256 x 240 + 128 x 24 is what 384 x 168 allows.
+  if (threadIdx.x < product_threads) {
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 240;");
+    attend<D>(a, w, list, buffers, bounds);
+  } else {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
+    load_all<D>(a, w, list, buffers);
+  }
 #else
   __trap();  // attention.cpp refuses other devices
 #endif

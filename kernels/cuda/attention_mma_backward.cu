@@ -67,19 +67,22 @@ __global__ void __launch_bounds__(mma_threads, 1) query_kernel(AttentionGradient
     float s[mma_tile / 8][4] = {}, d_p[mma_tile / 8][4] = {};
     multiply_rows<D>(s, q, k, lane);
     multiply_rows<D>(d_p, d_out, v, lane);
-    const bool masked = walk.masked(i);
-    const int key = walk.begin(i) + 2 * (lane & 3);
 #pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      const RowBounds keys = bounds[row + r * 8 + lane / 4];
+    for (int n = 0; n < mma_tile / 8; ++n)
 #pragma unroll
-      for (int n = 0; n < mma_tile / 8; ++n)
+      for (int c = 0; c < 4; ++c)
+        s[n][c] = fast_exp2(fmaf(s[n][c], scale_log2, -reference[c >> 1])) * (d_p[n][c] - shift[c >> 1]);
+    if (walk.masked(i)) {  // afterwards: a branch in the loop above would take it apart
+      const int key = walk.begin(i) + 2 * (lane & 3);
 #pragma unroll
-        for (int c = 0; c < 2; ++c) {
-          float p = fast_exp2(fmaf(s[n][2 * r + c], scale_log2, -reference[r]));
-          if (masked && !keys.sees(key + n * 8 + c)) p = 0;
-          s[n][2 * r + c] = p * (d_p[n][2 * r + c] - shift[r]);
-        }
+      for (int r = 0; r < 2; ++r) {
+        const RowBounds keys = bounds[row + r * 8 + lane / 4];
+#pragma unroll
+        for (int n = 0; n < mma_tile / 8; ++n)
+#pragma unroll
+          for (int c = 0; c < 2; ++c)
+            if (!keys.sees(key + n * 8 + c)) s[n][2 * r + c] = 0;
+      }
     }
     uint32_t d_s[mma_tile / 16][4];
     round_weights<mma_tile>(d_s, s);
@@ -197,15 +200,22 @@ __device__ __forceinline__ void take_gradients(float (&s)[half_tile / 8][4], flo
     for (int c = 0; c < 2; ++c) {
       const int query = n * 8 + 2 * (lane & 3) + c;
       const float reference = lse[query] * log2_e, shift = delta[query];
-      RowBounds keys{};
-      if (bounds != nullptr) keys = bounds[query];
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
         float& p = s[n][2 * r + c];
         p = fast_exp2(fmaf(p, scale_log2, -reference));
-        if (bounds != nullptr && !keys.sees(key + r * 8)) p = 0;
         d_p[n][2 * r + c] = p * (d_p[n][2 * r + c] - shift);
       }
+    }
+  if (bounds == nullptr) return;  // a branch in the loop above would take it apart
+#pragma unroll
+  for (int n = 0; n < half_tile / 8; ++n)
+#pragma unroll
+    for (int c = 0; c < 2; ++c) {
+      const RowBounds keys = bounds[n * 8 + 2 * (lane & 3) + c];
+#pragma unroll
+      for (int r = 0; r < 2; ++r)
+        if (!keys.sees(key + r * 8)) s[n][2 * r + c] = d_p[n][2 * r + c] = 0;
     }
 }
 

@@ -94,14 +94,20 @@ struct TileDelta {
   // To shared and to global memory. The warp alone reads the former.
   __device__ void finish(const AttentionGradientArguments<uint16_t>& a, const SinkWork& w, int first_row,
                          uint32_t d_out, float* delta) const {
+    float sum[steps];
 #pragma unroll
-    for (int i = 0; i < steps; ++i) {
-      float sum = dot_bf16(out[i], load_shared_16(d_out + Tile<D>::offset(row(i), threadIdx.x % lanes)));
+    for (int i = 0; i < steps; ++i)
+      sum[i] = dot_bf16(out[i], load_shared_16(d_out + Tile<D>::offset(row(i), threadIdx.x % lanes)));
 #pragma unroll
-      for (int distance = lanes / 2; distance > 0; distance /= 2) sum += __shfl_xor_sync(~0u, sum, distance);
-      if (threadIdx.x % lanes != 0) continue;
-      delta[row(i)] = sum;
-      if (row(i) < w.length - first_row) a.delta[w.head * a.tokens + w.start + first_row + row(i)] = sum;
+    for (int distance = lanes / 2; distance > 0; distance /= 2)
+#pragma unroll
+      for (int i = 0; i < steps; ++i) sum[i] += __shfl_xor_sync(~0u, sum[i], distance);
+    if (threadIdx.x % lanes == 0) {
+#pragma unroll
+      for (int i = 0; i < steps; ++i) {
+        delta[row(i)] = sum[i];
+        if (row(i) < w.length - first_row) a.delta[w.head * a.tokens + w.start + first_row + row(i)] = sum[i];
+      }
     }
     __syncwarp();
   }
@@ -147,23 +153,26 @@ __device__ __forceinline__ void sink_rows(const AttentionGradientArguments<uint1
     const int64_t token = w.start + row;
     const float reference = in_range ? a.lse.data[w.head * a.lse.stride + token] * log2_e : 0.0f;
     const float shift = delta[local];
+    uint32_t rounded[SINKS / 8];
 #pragma unroll
     for (int n = 0; n < SINKS / 8; ++n) {
       float p[2], g[2];
 #pragma unroll
       for (int c = 0; c < 2; ++c) {
         const bool sees = first_sink + n * 8 + 2 * (lane & 3) + c < ends[local];
-        p[c] = sees ? fast_exp2(fmaf(s[n][2 * r + c], scale_log2, -reference)) : 0.0f;
+        const float weight = fast_exp2(fmaf(s[n][2 * r + c], scale_log2, -reference));
+        p[c] = sees ? weight : 0.0f;
         g[c] = p[c] * (d_p[n][2 * r + c] - shift);
       }
       const uint32_t at = Tile<64>::offset(local, n) + 4 * (lane & 3);
-      const uint32_t rounded = pack_bf16(g[0], g[1]);
+      rounded[n] = pack_bf16(g[0], g[1]);
       store_shared(memory + S::p + at, pack_bf16(p[0], p[1]));
-      store_shared(memory + S::d_s + at, rounded);
-      if (tile_has_sinks)
-        *reinterpret_cast<uint32_t*>(d_s + local * a.sink_columns + first_sink + n * 8 + 2 * (lane & 3)) =
-            rounded;
+      store_shared(memory + S::d_s + at, rounded[n]);
     }
+    if (!tile_has_sinks) continue;  // a branch in the loop above would take it apart
+    uint16_t* to = d_s + local * a.sink_columns + first_sink + 2 * (lane & 3);
+#pragma unroll
+    for (int n = 0; n < SINKS / 8; ++n) *reinterpret_cast<uint32_t*>(to + n * 8) = rounded[n];
   }
 }
 

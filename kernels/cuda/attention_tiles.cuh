@@ -109,7 +109,7 @@ struct QueryTiles {
 };
 
 // The inverse: the key tiles (of key_tile rows) that visit query tile `tile`, [low_begin, low_end) and
-// [high_begin, high_end). They add to the tile's d_q by turns, the last key tile first.
+// [high_begin, high_end). They add to the tile's d_q by turns, the first key tile first.
 struct KeyTiles {
   int low_begin, low_end, high_begin = 0, high_end = 0;
 
@@ -125,8 +125,9 @@ struct KeyTiles {
   }
   __device__ int count() const { return low_end - low_begin + high_end - high_begin; }
   __device__ int turn_of(int key_tile_index) const {
-    if (high_end > high_begin && key_tile_index >= high_begin) return high_end - 1 - key_tile_index;
-    return high_end - high_begin + low_end - 1 - key_tile_index;
+    if (high_end > high_begin && key_tile_index >= high_begin)
+      return low_end - low_begin + key_tile_index - high_begin;
+    return key_tile_index - low_begin;
   }
 };
 // Whether a query tile has pairs with sinks outside its run.

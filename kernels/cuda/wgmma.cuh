@@ -18,6 +18,11 @@ __device__ inline uint64_t matrix_descriptor(uint32_t address, uint32_t next_pan
          ((address & 0x3ffff) >> 4);
 }
 
+// The same, `bytes` further on. In its lower word alone: addresses do not reach the next one.
+__device__ inline uint64_t further(uint64_t descriptor, uint32_t bytes) {
+  return (descriptor & ~uint64_t{0xffffffff}) | (static_cast<uint32_t>(descriptor) + (bytes >> 4));
+}
+
 __device__ inline void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ inline void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 template <int PENDING>
@@ -28,6 +33,14 @@ __device__ inline void wgmma_wait() {
 // barrier.
 __device__ inline void fence_for_async_reads() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+// Four 8 x 8 matrices, lane l giving the address of row l % 8 of matrix l / 8, laid out in the lanes as
+// load_matrix() (tensor_core.cuh) leaves them.
+__device__ inline void store_matrix(uint32_t address, const uint32_t (&r)[4]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(address), "r"(r[0]),
+               "r"(r[1]), "r"(r[2]), "r"(r[3])
+               : "memory");
 }
 
 // Both operands in shared memory. TRANSPOSE: the operand is a transposed one.

@@ -2,11 +2,11 @@
 //
 // Shapes and dtypes: q, out bf16 [T, Hq * D]; k, v bf16 [T, Hkv * D]; lse f32 [Hq, T]; D = 64 or 128.
 // Work: 4 D FLOP a visible pair and query head. Bytes: q and out once, k and v once for every 128 queries
-// that see them (from L2 mostly). Arithmetic bounds it. Launch: one block for (sequence, query head, 128
+// that see them (from L2 mostly). Arithmetic bounds it. Launch: one block an SM for (sequence, query head, 128
 // queries), later queries of a head first since they see more keys. Two warpgroups own 64 queries each, with
-// their 64 x 128 scores and 64 x D outputs in registers. The scores of a tile are computed together with the
-// outputs of the tile before, whose product runs while the softmax is taken. K and V are double-buffered
-// through cp.async, V one tile behind K.
+// their 64 x 128 scores and 64 x D outputs in registers, and take turns: one multiplies while the other takes
+// its softmax. The scores of a tile are issued together with the outputs of the tile before. A third
+// warpgroup loads: K and V are double-buffered through cp.async, V one tile behind K.
 //
 // Keys: at most two intervals, the sinks and the group's run, in tiles of 128; sinks that are fewer have a
 // tile of 16 or 64 of their own, before the others. Only tiles at the edges of what a row sees compare

@@ -30,6 +30,7 @@ import xml.etree.ElementTree
 HERE = pathlib.Path(__file__).resolve().parent
 TINY = HERE.parents[1] / "assets" / "tiny-llama"
 sys.path.insert(0, str(HERE))
+import cache_budget  # noqa: E402
 import miniature_report  # noqa: E402
 import paper_table  # noqa: E402
 
@@ -364,14 +365,20 @@ def check_index(scripts: list[str], folder: pathlib.Path) -> None:
 def check_results(folder: pathlib.Path) -> None:
     results = HERE.parents[1] / "docs" / "results"
     page = (results / "README.md").read_text()
+    shown = [text.rstrip("| ") for text in page.splitlines()]
+
+    def compare(table: str, lines: list[str]) -> None:
+        for line in lines:
+            if not any(text and line.startswith(text) for text in shown):  # the page may leave out columns at the end
+                say(f"docs/results/README.md: {table} lacks: {line}")
+
     for name in "A", "B":
         rows = paper_table.read_records(results / f"miniature-{name.lower()}.jsonl")
         lines = miniature_report.markdown(rows, list(rows[0]["ppl"])).splitlines()
-        for line in lines[:1] + lines[2:]:
-            # The page may leave out columns at the end.
-            if not any(shown and line.startswith(shown) for shown in (text.rstrip("| ") for text in page.splitlines())):
-                say(f"docs/results/README.md: table {name} lacks: {line}")
+        compare(f"table {name}", lines[:1] + lines[2:])
         miniature_report.plots(rows, folder / "plots", name)
+    compare("the table of cache budgets", [line for line in cache_budget.markdown(
+        paper_table.read_records(results / "cache_budget.jsonl")).splitlines() if line.startswith("| ")])
     for plot in (folder / "plots").iterdir():
         xml.etree.ElementTree.parse(plot)
         if not (results / plot.name).exists() or plot.read_bytes() != (results / plot.name).read_bytes():

@@ -265,11 +265,11 @@ RopeScaling parse_rope_object(const Json& json, int64_t max_positions, const std
 Json rope_object(const RopeScaling& scaling) {
   using Type = RopeScaling::Type;
   if (scaling.type == Type::none) return nullptr;
-  Json json = {{"rope_type", type_word(scaling.type)}, {"factor", scaling.factor}};
-  // Releases of transformers from before "rope_type" know only these two types and look for "type".
-  if (scaling.type == Type::linear || scaling.type == Type::dynamic)
-    json["type"] = type_word(scaling.type);
-  else if (scaling.original_context != 0)
+  // Releases of transformers from before "rope_type", up to 4.42, know only these two types, and refuse an object of
+  // more than "type" and "factor". Later ones read it as well.
+  const bool old_type = scaling.type == Type::linear || scaling.type == Type::dynamic;
+  Json json = {{old_type ? "type" : "rope_type", type_word(scaling.type)}, {"factor", scaling.factor}};
+  if (!old_type && scaling.original_context != 0)
     json["original_max_position_embeddings"] = scaling.original_context;
   if (scaling.type == Type::llama3) {
     json["low_freq_factor"] = scaling.low_freq_factor;

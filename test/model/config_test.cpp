@@ -197,9 +197,10 @@ TEST_CASE("config: what is written is read back as it was, and unknown settings 
     CHECK(again.head_dim == 16);
   }
   CHECK(parse_config(config_json(LlamaConfig{}), "x").hidden_size == 4096);
-  // 8 and not 8.0 makes transformers complain.
-  CHECK(config_json(with(R"("rope_scaling":{"type":"linear","factor":8})"))["rope_scaling"].dump() ==
-        R"({"rope_type":"linear","factor":8.0,"type":"linear"})");
+  // 8 and not 8.0 makes transformers complain, and those up to 4.42 want exactly these two fields.
+  for (const std::string type : {"linear", "dynamic"})
+    CHECK(config_json(with(R"("rope_scaling":{"rope_type":")" + type + R"(","factor":8})"))["rope_scaling"]
+              .dump() == R"({"type":")" + type + R"(","factor":8.0})");
 }
 
 TEST_CASE("YaRN is written so that transformers which take max / original for its factor find it") {

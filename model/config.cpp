@@ -441,9 +441,16 @@ RopeScaling parse_rope_scaling(const std::string& text, const LlamaConfig& confi
   return scaling;
 }
 
+RopeScaling own_scaling(const LlamaConfig& config) {
+  return config.raw.is_object() ? parse_config(config.raw, "config.json").rope : config.rope;
+}
+
 int64_t trained_reach(const LlamaConfig& config, int64_t context) {
-  return config.rope.type == RopeScaling::Type::none ? std::max(config.max_positions, context)
-                                                     : config.max_positions;
+  const RopeScaling& rope = config.rope;
+  if (rope.type == RopeScaling::Type::none) return std::max(config.max_positions, context);
+  if (rope.type != RopeScaling::Type::llama3 || rope == own_scaling(config)) return config.max_positions;
+  return std::max<int64_t>(config.max_positions,
+                           std::llround(static_cast<double>(rope.original_context) * rope.factor));
 }
 
 std::string describe(const RopeScaling& scaling) {

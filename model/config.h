@@ -73,7 +73,10 @@ Json rope_object(const RopeScaling& scaling);  // null for none
 RopeScaling parse_rope_scaling(const std::string& text, const LlamaConfig& config, int64_t context);
 std::string describe(const RopeScaling& scaling);  // "linear x4"
 double reach_of(const LlamaConfig& config);        // positions that the model's own scaling, or none, serves
-// max_positions of a model after training at `context`: without scaling the angles up to there are its own now.
+RopeScaling own_scaling(const LlamaConfig& config);  // that of config.raw, where there is one
+// max_positions of a model after training at `context`: without scaling the angles up to there are its own now. With a
+// llama3 that it did not come with, how far that reaches: its formula does not contain this number, and programs take
+// it for the model's longest context.
 int64_t trained_reach(const LlamaConfig& config, int64_t context);
 
 }  // namespace sinklora

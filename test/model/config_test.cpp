@@ -222,6 +222,22 @@ TEST_CASE("YaRN is written so that transformers which take max / original for it
   CHECK(written(131072, 4096, 2.5)["max_position_embeddings"] == 10240);
 }
 
+TEST_CASE(
+    "a model that llama3 has stretched says how far it reaches, as Meta's do; one that came with it stays") {
+  LlamaConfig config = with(R"("max_position_embeddings":128)");
+  CHECK(trained_reach(config, 512) == 512);  // no scaling
+  config.rope = parse_rope_scaling("llama3:4", config, 0);
+  CHECK(trained_reach(config, 256) == 512);
+  CHECK(trained_reach(config, 0) == 512);
+  config.rope =
+      parse_rope_scaling("linear:4", config, 0);  // there, this number is a part of the formula or none
+  CHECK(trained_reach(config, 512) == 128);
+  const LlamaConfig llama32 = with(
+      R"("max_position_embeddings":1024,"rope_scaling":{"rope_type":"llama3","factor":32.0,"low_freq_factor":1.0,
+      "high_freq_factor":4.0,"original_max_position_embeddings":64})");
+  CHECK(trained_reach(llama32, 512) == 1024);
+}
+
 TEST_CASE("--rope-scaling: auto is LongLoRA's position interpolation") {
   LlamaConfig config;
   config.max_positions = 4096;

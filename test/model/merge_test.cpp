@@ -178,6 +178,17 @@ TEST_CASE("merge: other dtypes, shards and RoPE scaling; a type that cannot hold
   CHECK(!error_of([&] { merge_adapter(base, adapter, folder / "merged"); }, ExitCode::usage).empty());
 }
 
+TEST_CASE("merge: llama3 over a model without scaling says the positions that it reaches") {
+  const ModelDirectory base(golden("peft/base"));
+  const TemporaryDirectory folder;
+  MergeOptions options;
+  options.rope = parse_rope_scaling("llama3:4", base.config(), 0);
+  merge_adapter(base, Adapter{}, folder / "merged", options);
+  const LlamaConfig merged = read_config(folder / "merged");
+  CHECK(merged.rope == *options.rope);
+  CHECK(merged.max_positions == 4 * base.config().max_positions);
+}
+
 TEST_CASE("merge: killed at any time, the result is absent or complete") {
   const TemporaryDirectory folder;
   const std::string base = golden("peft/base").string(), adapter = golden("peft/longlora").string();

@@ -20,23 +20,14 @@ constexpr int64_t kMaxRank = 65536;
 
 // Variants of LoRA that compute something else. Accepted only when switched off: null, false, {} or [].
 constexpr const char* kRefused[] = {
-    "use_dora",
-    "lora_bias",
-    "fan_in_fan_out",
-    "layer_replication",
-    "target_parameters",
-    "alora_invocation_tokens",
-    "use_qalora",
-    "loftq_config",
-    "eva_config",
-    "corda_config",
-    "lora_ga_config",
-    "velora_config",
-    "monteclora_config",
-    "use_bdlora",
-    "arrow_config",
-    "kasa_config",
-    "trainable_token_indices",
+    "use_dora",          "lora_bias",
+    "fan_in_fan_out",    "layer_replication",
+    "target_parameters", "alora_invocation_tokens",
+    "use_qalora",        "loftq_config",
+    "corda_config",      "lora_ga_config",
+    "velora_config",     "monteclora_config",
+    "use_bdlora",        "arrow_config",
+    "kasa_config",       "trainable_token_indices",
     "megatron_config",
 };
 constexpr const char* kKnown[] = {
@@ -52,6 +43,7 @@ constexpr const char* kKnown[] = {
     "bias",
     "use_rslora",
     "init_lora_weights",
+    "eva_config",
     "target_modules",
     "exclude_modules",
     "modules_to_save",
@@ -145,13 +137,12 @@ void check_plain_lora(const JsonFields& fields) {
     fail_input("{}: bias is {}; trained biases are not implemented (wanted \"none\")", source,
                shown(json["bias"]));
   // The others change the base's weights as well, so that this adapter would not fit the base as it is.
-  if (fields.given("init_lora_weights") && !json["init_lora_weights"].is_boolean() &&
-      json["init_lora_weights"] != "gaussian")
+  const Json init = json.value("init_lora_weights", Json(nullptr));
+  if (!init.is_null() && !init.is_boolean() && init != "gaussian" && init != "orthogonal" && init != "eva")
     fail_input(
-        "{}: init_lora_weights is {}; wanted true, false or \"gaussian\" (let PEFT convert the adapter to a "
-        "plain "
-        "one when it saves it)",
-        source, shown(json["init_lora_weights"]));
+        "{}: init_lora_weights is {}, which may change the base as well; wanted true, false, \"gaussian\", "
+        "\"orthogonal\" or \"eva\" (let PEFT convert the adapter to a plain one when it saves it)",
+        source, shown(init));
 }
 
 }  // namespace

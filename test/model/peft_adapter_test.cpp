@@ -192,7 +192,7 @@ TEST_CASE("adapter: variants that are not plain LoRA are refused by name, switch
     check_contains(copy.error(), key);
     copy.set(key, Json::array());
   }
-  for (const char* key : {"loftq_config", "eva_config", "corda_config", "megatron_config"}) {
+  for (const char* key : {"loftq_config", "corda_config", "megatron_config"}) {
     copy.set(key, {{"x", 1}});
     check_contains(copy.error(), key);
     copy.set(key, Json::object());
@@ -203,7 +203,13 @@ TEST_CASE("adapter: variants that are not plain LoRA are refused by name, switch
     copy.set(key, fine);
   };
   once("bias", "all", "none");
-  once("init_lora_weights", "pissa", "gaussian");
+  for (const char* init : {"pissa", "pissa_niter_4", "olora", "corda", "loftq"})
+    once("init_lora_weights", init, "gaussian");
+  copy.set("eva_config", {{"rho", 2.0}});
+  for (const char* init : {"orthogonal", "eva"}) {
+    copy.set("init_lora_weights", init);
+    CHECK(copy.error().empty());
+  }
   once("peft_type", "IA3", "LORA");
   once("r", 0, 4);
   once("r", 1e3, 4);

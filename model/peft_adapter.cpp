@@ -269,25 +269,20 @@ Json config_of(const Adapter& adapter, double alpha, const std::string& base_mod
       fail_internal("{}: scale {} is not alpha {} / rank {}", module.name, module.scale, alpha, module.rank);
   }
   const bool whole = alpha == std::floor(alpha) && alpha < 1e9;
-  return {{"peft_type", "LORA"},
-          {"task_type", "CAUSAL_LM"},
-          {"base_model_name_or_path", base_model_path},
-          {"revision", nullptr},
-          {"inference_mode", true},
-          {"r", rank},
-          {"lora_alpha", whole ? Json(static_cast<int64_t>(alpha)) : Json(alpha)},
-          {"lora_dropout", 0.0},
-          {"bias", "none"},
-          {"fan_in_fan_out", false},
-          {"use_rslora", false},
-          {"use_dora", false},
-          {"init_lora_weights", true},
-          {"target_modules", compact_names(targets, layers)},
-          {"modules_to_save", to_save.empty() ? Json(nullptr) : Json(to_save)},
-          {"rank_pattern", rank_pattern},
-          {"alpha_pattern", Json::object()},
-          {"layers_to_transform", nullptr},
-          {"layers_pattern", nullptr}};
+  Json config = {{"peft_type", "LORA"},
+                 {"task_type", "CAUSAL_LM"},
+                 {"base_model_name_or_path", base_model_path},
+                 {"inference_mode", true},
+                 {"r", rank},
+                 {"lora_alpha", whole ? Json(static_cast<int64_t>(alpha)) : Json(alpha)},
+                 {"lora_dropout", 0.0},
+                 {"bias", "none"},
+                 {"fan_in_fan_out", false},
+                 {"target_modules", compact_names(targets, layers)},
+                 {"modules_to_save", to_save.empty() ? Json(nullptr) : Json(to_save)}};
+  // No key that came later has its default: PEFT up to 0.13 refuses those that it does not know.
+  if (!rank_pattern.empty()) config["rank_pattern"] = rank_pattern;
+  return config;
 }
 
 }  // namespace

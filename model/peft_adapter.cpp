@@ -168,7 +168,8 @@ void check_fit(AdapterLayout& layout, const LlamaConfig& base, const Shapes& sha
                         info.shape[0] > base.vocab_size;
     if (taller && embed_rows.empty())
       defects.add(
-          "{} has {} rows over a base of {} (LongLoRA adds a [PAD] row); say --embed-rows drop or keep",
+          "{} has {} rows over a base of {} (LongLoRA adds a [PAD] row); merge it with --embed-rows drop or "
+          "keep",
           info.name, info.shape[0], base.vocab_size);
     else if (taller && embed_rows == "drop")
       info.shape[0] = base.vocab_size;

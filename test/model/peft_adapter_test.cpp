@@ -313,7 +313,7 @@ TEST_CASE("adapter: more embedding rows than the base are refused unless it is s
     embedding.shape[0] += 1;
     embedding.data.resize(embedding.data.size() + 16 * sizeof(float));
   });
-  check_contains(copy.error(), "--embed-rows");
+  check_contains(copy.error(), "merge it with --embed-rows drop or keep");
   const auto embedding = [&](const char* rows) {
     return read_adapter(copy.folder.path(), base_config(), rows).replaced.at("model.embed_tokens.weight");
   };

@@ -192,6 +192,7 @@ ModelDirectory::ModelDirectory(const fs::path& directory)
     if (!tensors_.contains(tensor) && !ignored(tensor))
       defects.add("the index lists {} in {}, which lacks it", shown(Json(tensor)), file);
   if (config_.tied_embeddings && found.erase(kHead) != 0) {
+    expect_head_is_embedding();
     tensors_.erase(kHead);
     fmt::print(stderr, "{}: note: {} is not used because config.json sets tie_word_embeddings\n",
                directory.string(), kHead);
@@ -204,6 +205,19 @@ ModelDirectory::ModelDirectory(const fs::path& directory)
                directory.string(), *index.total_size, total_size);
   const JsonFields fields(config_.raw, directory.string());
   if (!fields.given("dtype") && !fields.given("torch_dtype")) config_.dtype = info(kEmbedding).dtype;
+}
+
+// transformers 5 uses a stored head where it differs, and earlier ones never do.
+void ModelDirectory::expect_head_is_embedding() const {
+  const auto embedding = tensors_.find(kEmbedding);
+  if (embedding == tensors_.end()) return;
+  const Entry &a = embedding->second, &b = entry(kHead);
+  if (!files_[a.file]->equal(a.info, *files_[b.file], b.info))
+    fail_input(
+        "{}: {} differs from {}, although config.json sets tie_word_embeddings: set that to false if the "
+        "head "
+        "is meant, or remove {}",
+        directory_.string(), kHead, kEmbedding, kHead);
 }
 
 const ModelDirectory::Entry& ModelDirectory::entry(const std::string& name) const {

@@ -36,6 +36,7 @@ class ModelDirectory {
     TensorInfo info;
   };
   const Entry& entry(const std::string& name) const;
+  void expect_head_is_embedding() const;
 
   std::filesystem::path directory_;
   LlamaConfig config_;

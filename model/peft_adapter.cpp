@@ -127,22 +127,6 @@ void expect_adapter(const fs::path& directory) {
                directory.string());
 }
 
-// Two tensors of a file hold the same numbers.
-bool are_equal(const SafetensorsFile& file, const TensorInfo& a, const TensorInfo& b) {
-  constexpr int64_t kPiece = int64_t{1} << 20;
-  if (a.shape != b.shape || a.dtype != b.dtype || !a.foreign_dtype.empty() || !b.foreign_dtype.empty())
-    return false;
-  std::vector<float> of_a, of_b;
-  for (int64_t at = 0; at < a.elements(); at += kPiece) {
-    for (auto* values : {&of_a, &of_b})
-      values->resize(static_cast<size_t>(std::min(kPiece, a.elements() - at)));
-    file.read(a, at, of_a);
-    file.read(b, at, of_b);
-    if (of_a != of_b) return false;
-  }
-  return true;
-}
-
 using Shapes = std::map<std::string, std::vector<int64_t>>;
 
 // What is in the adapter must fit the base. Rows beyond the base's vocabulary are cut off where `embed_rows`
@@ -317,7 +301,7 @@ AdapterLayout read_adapter_layout(const fs::path& directory) {
   // Embedding and head of a base that ties them are one matrix, written twice.
   const TensorInfo* embedding = file.find(std::string(kPrefix) + kEmbedding);
   const TensorInfo* head = file.find(std::string(kPrefix) + kHead);
-  if (embedding && head && are_equal(file, *embedding, *head)) layout.parameters -= head->elements();
+  if (embedding && head && file.equal(*embedding, file, *head)) layout.parameters -= head->elements();
   return layout;
 }
 

@@ -124,6 +124,22 @@ void SafetensorsFile::read_bytes(const TensorInfo& tensor, std::span<std::byte> 
   file_.read(tensor.offset, out);
 }
 
+bool SafetensorsFile::equal(const TensorInfo& tensor, const SafetensorsFile& file,
+                            const TensorInfo& other) const {
+  if (tensor.shape != other.shape || tensor.dtype != other.dtype ||
+      tensor.foreign_dtype != other.foreign_dtype)
+    return false;
+  std::vector<std::byte> a, b;
+  for (int64_t at = 0; at < tensor.bytes; at += static_cast<int64_t>(kPieceBytes)) {
+    const auto count = std::min(kPieceBytes, static_cast<size_t>(tensor.bytes - at));
+    a.resize(count), b.resize(count);
+    file_.read(tensor.offset + at, a);
+    file.file_.read(other.offset + at, b);
+    if (a != b) return false;
+  }
+  return true;
+}
+
 void SafetensorsFile::check_range(const TensorInfo& tensor, int64_t begin, size_t count) const {
   if (!tensor.foreign_dtype.empty())
     fail_input(

@@ -48,6 +48,8 @@ class SafetensorsFile {
   const std::filesystem::path& path() const { return file_.path(); }
   const TensorInfo* find(const std::string& name) const;
   void read_bytes(const TensorInfo& tensor, std::span<std::byte> out) const;  // as stored
+  // Whether a tensor of another file is the same, to the bit.
+  bool equal(const TensorInfo& tensor, const SafetensorsFile& file, const TensorInfo& other) const;
   // Elements [begin, begin + out.size()) converted to float from any floating-point type.
   void read(const TensorInfo& tensor, int64_t begin, std::span<float> out) const;
 

@@ -44,8 +44,14 @@ float element_as_float(DType dtype, const std::byte* at) {
 std::vector<TensorInfo> read_header(const ReadFile& file) {
   const std::string source = file.path().string();
   if (file.size() < 8) fail_input("{}: {} bytes are too few for a safetensors file", source, file.size());
+  constexpr std::string_view kPointer = "version https://git-lfs";
+  std::string begin(std::min(kPointer.size(), static_cast<size_t>(file.size())), '\0');
+  file.read(0, std::as_writable_bytes(std::span(begin)));
+  if (begin == kPointer)
+    fail_input("{}: a pointer of Git LFS in place of the file itself: run `git lfs pull` in its repository",
+               source);
   uint64_t length = 0;
-  file.read(0, std::as_writable_bytes(std::span(&length, 1)));
+  std::memcpy(&length, begin.data(), sizeof length);
   if (length > static_cast<uint64_t>(kMaxSafetensorsHeader))
     fail_input("{}: header length {} is larger than {} bytes; this is not a safetensors file", source, length,
                kMaxSafetensorsHeader);

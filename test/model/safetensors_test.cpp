@@ -237,3 +237,12 @@ TEST_CASE("safetensors: floats are rounded to nearest even on their way out") {
   std::memcpy(words.data(), bytes.data(), 6);
   CHECK(words == std::vector<uint16_t>{0x3f80, 0x8000, 0x7bff});
 }
+
+TEST_CASE("safetensors: a pointer of Git LFS is told from a damaged file") {
+  const TemporaryDirectory folder;
+  write_bytes(folder / "x.safetensors",
+              "version https://git-lfs.github.com/spec/v1\noid "
+              "sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5"
+              "e2ca24d17e2393\nsize 12345\n");
+  check_contains(error_of([&] { SafetensorsFile file(folder / "x.safetensors"); }), "git lfs pull");
+}

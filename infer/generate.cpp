@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 
 #include "base/error.h"
 #include "base/json.h"
@@ -15,6 +16,12 @@ double seconds_since(std::chrono::steady_clock::time_point begin) {
 
 bool contains(const std::vector<int32_t>& ids, int32_t id) {
   return std::find(ids.begin(), ids.end(), id) != ids.end();
+}
+
+// A model may have more rows than its tokenizer has ids, to make a round number of them: they have no text.
+void remove_padding(std::vector<float>& logits, int64_t vocab_size, const std::vector<int32_t>& eos_ids) {
+  for (auto id = static_cast<size_t>(vocab_size); id < logits.size(); ++id)
+    if (!contains(eos_ids, static_cast<int32_t>(id))) logits[id] = -INFINITY;
 }
 
 }  // namespace
@@ -63,6 +70,7 @@ Reply generate(Session& session, std::span<const int32_t> prompt, Sampler& sampl
       reply.end = ReplyEnd::interrupted;
       break;
     }
+    remove_padding(logits, stream.vocab_size(), options.eos_ids);
     const int32_t id = sampler.next(logits);
     if (contains(options.eos_ids, id)) {
       reply.end = ReplyEnd::eos;

@@ -22,6 +22,7 @@ class TextStream {
   // The end of the reply: what was held back.
   std::string finish();
   bool stopped() const { return stopped_; }  // a stop string came
+  int64_t vocab_size() const { return tokenizer_.vocab_size; }
   // Begins another reply.
   void reset();
 

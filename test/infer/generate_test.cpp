@@ -64,6 +64,32 @@ TEST_CASE("a reply ends at an EOS of the list, a stop string, the token limit or
   CHECK(cut.reply.end == ReplyEnd::interrupted);
 }
 
+TEST_CASE(
+    "ids beyond the tokenizer's, rows that pad the model's vocabulary, are never chosen, but one that ends a "
+    "text") {
+  struct Padded : ScriptedSession {
+    using ScriptedSession::ScriptedSession;
+    std::vector<float> extend(std::span<const int32_t> added) override {
+      std::vector<float> logits = ScriptedSession::extend(added);
+      logits.resize(320);
+      logits[length() < 6 ? 300 : 301] = 5;
+      return logits;
+    }
+  };
+  const auto byte = open_tokenizer("byte");
+  for (const double temperature : {0.0, 0.01}) {
+    Padded session(100);
+    session.says = {"abcdef"};
+    Sampler sampler({.temperature = temperature});
+    TextStream stream(*byte);
+    const std::vector<int32_t> prompt{byte->bos_id, 'H'};
+    const Reply reply =
+        generate(session, prompt, sampler, stream, {.eos_ids = {301}}, [](std::string_view) {});
+    CHECK(reply.text == "abcd");
+    CHECK(reply.end == ReplyEnd::eos);
+  }
+}
+
 TEST_CASE("an empty prompt and an empty reply are refused") {
   const auto byte = open_tokenizer("byte");
   ScriptedSession session(10);

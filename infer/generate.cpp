@@ -99,9 +99,16 @@ std::vector<int32_t> end_of_text_ids(const LlamaConfig& config, const std::files
   const auto eos = json.find("eos_token_id");
   if (!json.is_object() || eos == json.end() || eos->is_null()) return ids;
   for (const Json& id : eos->is_array() ? *eos : Json::array({*eos})) {
-    if (!id.is_number_integer() || id < 0 || id >= config.vocab_size)
+    if (!id.is_number_integer())
       fail_input("{}: eos_token_id has {}, wanted ids below the vocabulary's {}", path.string(), id.dump(),
                  config.vocab_size);
+    if (id < 0 || id >= config.vocab_size) {
+      fmt::print(
+          stderr,
+          "{}: note: eos_token_id has {}, which is no id below the vocabulary's {}, and has no effect\n",
+          path.string(), id.dump(), config.vocab_size);
+      continue;
+    }
     if (!contains(ids, id.get<int32_t>())) ids.push_back(id.get<int32_t>());
   }
   return ids;

@@ -31,7 +31,6 @@ constexpr NeutralSetting kNeutral[] = {
     {"mlp_bias", "false"},
     {"attention_dropout", "0"},
     {"hidden_act", "\"silu\""},
-    {"quantization_config", "null"},
     {"compression_config", "null"},
     {"partial_rotary_factor", "1"},
     {"rope_interleaved", "false"},
@@ -80,6 +79,7 @@ constexpr const char* kKnown[] = {
     "output_attentions",
     "output_hidden_states",
     "max_sequence_length",
+    "quantization_config",
     "is_llama_config",
     "unsloth_version",
     "unsloth_fixed",
@@ -103,7 +103,8 @@ bool rope_key_allowed(RopeScaling::Type type, const std::string& key) {
   const auto among = [&](std::initializer_list<const char*> keys) {
     return std::any_of(keys.begin(), keys.end(), [&](const char* k) { return key == k; });
   };
-  if (among({"rope_type", "type", "rope_theta", "partial_rotary_factor"})) return true;
+  // "finetuned", of the first YaRN models, says how the weights came about.
+  if (among({"rope_type", "type", "rope_theta", "partial_rotary_factor", "finetuned"})) return true;
   if (type == Type::none) return false;
   if (among({"factor", "original_max_position_embeddings"})) return true;
   if (type == Type::llama3) return among({"low_freq_factor", "high_freq_factor"});
@@ -175,7 +176,8 @@ void parse_token_ids(const JsonFields& fields, LlamaConfig& config) {
 DType parse_weight_dtype(const JsonFields& fields, DType absent) {
   for (const char* key : {"dtype", "torch_dtype"}) {
     if (!fields.given(key)) continue;
-    const std::string word = fields.text(key);
+    std::string word = fields.text(key);
+    if (word.starts_with("torch.")) word.erase(0, 6);  // as str(torch.bfloat16) has it
     if (word == "bfloat16") return DType::bf16;
     if (word == "float16") return DType::f16;
     if (word == "float32") return DType::f32;
@@ -187,9 +189,20 @@ DType parse_weight_dtype(const JsonFields& fields, DType absent) {
 void check_kind(const JsonFields& fields) {
   const Json& json = fields.json();
   const std::string& source = fields.source();
+  if (fields.given("model_type") && json["model_type"] == "mistral")
+    fail_input(
+        "{}: model_type is \"mistral\"; without a sliding_window it is a LLaMA by another name: then set "
+        "model_type to \"llama\" and architectures to [\"LlamaForCausalLM\"]",
+        source);
   if (!fields.given("model_type") || json["model_type"] != "llama")
-    fail_input("{}: model_type is {}, wanted \"llama\"", source,
+    fail_input("{}: model_type is {}, wanted \"llama\": only LLaMA is implemented", source,
                fields.given("model_type") ? shown(json["model_type"]) : "missing");
+  if (fields.given("quantization_config"))
+    fail_input(
+        "{}: quantization_config is {}; quantized weights are not read: take the model that was quantized, "
+        "or convert this one once in Python: model = AutoModelForCausalLM.from_pretrained(DIR); "
+        "model.dequantize(); model.save_pretrained(NEW)",
+        source, shown(json["quantization_config"]));
   if (fields.given("architectures")) {
     const Json& names = json["architectures"];
     if (!names.is_array() || std::find(names.begin(), names.end(), Json("LlamaForCausalLM")) == names.end())

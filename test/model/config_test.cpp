@@ -51,6 +51,8 @@ TEST_CASE("config: both spellings of token ids, dtype and RoPE") {
   CHECK(with(R"("bos_token_id":null)").bos_id == -1);
   CHECK(with(R"("dtype":"float16")").dtype == DType::f16);
   CHECK(with(R"("torch_dtype":"float32")").dtype == DType::f32);
+  CHECK(with(R"("torch_dtype":"torch.float16")").dtype == DType::f16);
+  CHECK(with(R"("rope_scaling":{"type":"linear","factor":4,"finetuned":true})").rope.factor == 4);
   CHECK(with(R"("rope_scaling":{"type":"linear","factor":4})").rope ==
         with(R"("rope_scaling":{"rope_type":"linear","factor":4.0})").rope);
   const LlamaConfig modern = with(
@@ -71,6 +73,11 @@ TEST_CASE("config: settings that change the maths are refused by name") {
   refuse(R"("partial_rotary_factor":0.5)", "partial_rotary_factor");
   refuse(R"("architectures":["LlamaForSequenceClassification"])", "LlamaForSequenceClassification");
   CHECK(error_of([] { parse(R"({"model_type":"mistral"})"); }).find("mistral") != std::string::npos);
+  const std::string mistral = error_of([] { parse(R"({"model_type":"mistral"})"); });
+  check_contains(mistral, "set model_type to \"llama\"");
+  check_contains(mistral, "sliding_window");
+  check_contains(error_of([] { parse(R"({"model_type":"qwen2"})"); }), "only LLaMA is implemented");
+  refuse(R"("quantization_config":{"quant_method":"gptq"})", "model.dequantize()");
   CHECK(error_of([] { parse("{}"); }).find("model_type is missing") != std::string::npos);
   CHECK(error_of([] { parse("[]"); }).find("JSON object") != std::string::npos);
   with(

@@ -8,6 +8,7 @@
 #include "cli/verbs.h"
 #include "data/tokenizer.h"
 #include "infer/chat_console.h"
+#include "model/expected_directory.h"
 
 namespace sinklora {
 namespace {

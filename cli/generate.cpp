@@ -8,6 +8,7 @@
 #include "cli/output.h"
 #include "cli/verbs.h"
 #include "data/tokenizer.h"
+#include "model/expected_directory.h"
 
 namespace sinklora {
 namespace {

@@ -5,11 +5,11 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
-#include <fstream>
 #include <optional>
 
 #include "base/error.h"
 #include "base/json_fields.h"
+#include "model/expected_directory.h"
 
 namespace sinklora {
 namespace {
@@ -330,20 +330,6 @@ LlamaConfig parse_config(const Json& json, const std::string& source) {
   config.dtype = parse_weight_dtype(fields, config.dtype);
   config.raw = json;
   return config;
-}
-
-void expect_model_directory(const std::filesystem::path& directory) {
-  std::error_code error;  // one other than "is not there": opening the file will tell
-  if (std::filesystem::exists(directory / "config.json", error) || error) return;
-  const std::string name = directory.string();
-  if (!std::filesystem::exists(directory, error)) fail_input("{}: does not exist", name);
-  std::string checkpoint;
-  std::getline(std::ifstream(directory / "latest"), checkpoint);  // of a run
-  if (std::filesystem::exists(directory / checkpoint / "adapter_config.json", error))
-    fail_input("{}: is an adapter: give it as --adapter, with its base as --model", name);
-  if (std::filesystem::exists(directory / checkpoint / "config.json", error))
-    fail_input("{}: is a run: give its checkpoint {} as --model", name, (directory / checkpoint).string());
-  fail_input("{}: holds no config.json; wanted a Hugging Face LLaMA directory", name);
 }
 
 LlamaConfig read_config(const std::filesystem::path& model_directory) {

@@ -52,9 +52,6 @@ struct LlamaConfig {
 // quantization_config) are refused by name; pretraining_tp > 1, which does not change it, is fine.
 LlamaConfig parse_config(const Json& json, const std::string& source);
 LlamaConfig read_config(const std::filesystem::path& model_directory);
-// What read_config() begins with: throws Error(input) where there is no model's config.json, and says what is
-// there in its place.
-void expect_model_directory(const std::filesystem::path& directory);
 // config.raw with every field above written over it, in the 4.x spelling (rope_theta, rope_scaling), which
 // both generations of transformers read.
 Json config_json(const LlamaConfig& config);

@@ -13,6 +13,7 @@
 #include "base/json_fields.h"
 #include "model/checksums.h"
 #include "model/defects.h"
+#include "model/expected_directory.h"
 
 namespace sinklora {
 namespace fs = std::filesystem;
@@ -85,19 +86,6 @@ Index read_index(const fs::path& path) {
           static_cast<int64_t>(std::clamp(json["metadata"]["total_size"].get<double>(), -1.0, 1e18));
   }
   return index;
-}
-
-[[noreturn]] void fail_without_weights(const fs::path& directory) {
-  std::error_code ignored_error;
-  const bool pickled = fs::exists(directory / "pytorch_model.bin", ignored_error) ||
-                       fs::exists(directory / "pytorch_model.bin.index.json", ignored_error);
-  if (pickled)
-    fail_input(
-        "{}: only pickled weights (pytorch_model.bin), which are never read here; convert them once in "
-        "Python: "
-        "AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW, safe_serialization=True)",
-        directory.string());
-  fail_input("{}: neither {} nor {} is there", directory.string(), kSingleFile, kIndexFile);
 }
 
 void compare_with_expected(const LlamaConfig& config, const std::map<std::string, TensorInfo>& found,

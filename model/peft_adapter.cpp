@@ -12,6 +12,7 @@
 #include "base/json_fields.h"
 #include "model/checksums.h"
 #include "model/defects.h"
+#include "model/expected_directory.h"
 #include "model/hf_directory.h"
 
 namespace sinklora {
@@ -117,14 +118,6 @@ AdapterLayout layout_of(const SafetensorsFile& file, AdapterSettings settings) {
 
 Json read_adapter_json(const fs::path& directory) {
   return read_json(directory / kConfigFile, kMaxConfigBytes);
-}
-
-// Where a model is taken for an adapter, what to do with it is said.
-void expect_adapter(const fs::path& directory) {
-  std::error_code error;
-  if (!fs::exists(directory / kConfigFile, error) && !error && fs::exists(directory / "config.json", error))
-    fail_input("{}: is no adapter but a model (of a run that trained every weight?): give it as --model",
-               directory.string());
 }
 
 using Shapes = std::map<std::string, std::vector<int64_t>>;
@@ -293,7 +286,7 @@ bool keeps_head_tied(const Adapter& adapter, DType dtype) {
 }
 
 AdapterLayout read_adapter_layout(const fs::path& directory) {
-  expect_adapter(directory);
+  expect_adapter_directory(directory);
   const Json json = read_adapter_json(directory);
   AdapterSettings settings = parse_adapter_config(json, (directory / kConfigFile).string());
   const SafetensorsFile file(weights_path(directory));
@@ -309,7 +302,7 @@ Adapter read_adapter(const fs::path& directory, const LlamaConfig& base, const s
   const std::string config_source = (directory / kConfigFile).string();
   if (!embed_rows.empty() && embed_rows != "drop" && embed_rows != "keep")
     fail_usage("--embed-rows: '{}' is not understood; wanted drop or keep", embed_rows);
-  expect_adapter(directory);
+  expect_adapter_directory(directory);
   verify_sums(directory, {kConfigFile, kWeightsFile, kRunInfoFile});
   Adapter adapter;
   adapter.source = directory.string();

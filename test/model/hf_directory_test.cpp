@@ -228,6 +228,35 @@ TEST_CASE("model directory: what is not there is said, pickles are not read, a n
   check_contains(open_error(folder.path()), "not a regular file");
 }
 
+TEST_CASE("model directory: what stands where one is wanted is said, with what to give in its place") {
+  const TemporaryDirectory folder;
+  const auto said = [&](const fs::path& path, const std::string& part) {
+    check_contains(open_error(path), part);
+  };
+  const LlamaConfig config = tiny_config();
+  const fs::path cache = folder / "models--a--b";
+  fs::create_directories(cache / "snapshots/0123abcd");
+  write_model(cache / "snapshots/0123abcd", config, tiny_tensors(config));
+  said(cache, "give " + (cache / "snapshots/0123abcd").string());
+  said(cache / "snapshots", "give " + (cache / "snapshots/0123abcd").string());
+  const fs::path model = cache / "snapshots/0123abcd";
+  for (const char* file : {"model.safetensors", "config.json"})
+    said(model / file, "is a file: give the directory that holds it, " + model.string());
+  write_bytes(folder / "q4.gguf", "GGUF");
+  said(folder / "q4.gguf", "gguf_file=");
+  said(folder.path(), "gguf_file=");
+
+  fs::rename(model / "model.safetensors", model / "model.fp16.safetensors");
+  said(model, "rename model.fp16.safetensors, if it is the whole model");
+  fs::rename(model / "model.fp16.safetensors", model / "consolidated.safetensors");
+  said(model, "consolidated.safetensors, which names the tensors otherwise");
+  fs::rename(model / "consolidated.safetensors", model / "x.gguf");
+  said(model, "gguf_file=\"x.gguf\"");
+  fs::rename(model / "x.gguf", model / "consolidated.00.pth");
+  fs::rename(model / "config.json", model / "params.json");
+  said(model, "Meta's own format");
+}
+
 TEST_CASE(
     "model directory: models that transformers saved are read; without a dtype it is that of the weights") {
   const ModelDirectory base(golden("peft/base")), tied(golden("peft/base_tied"));

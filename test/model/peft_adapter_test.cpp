@@ -306,6 +306,21 @@ TEST_CASE("adapter: config, weights and base must agree") {
   check_contains(copy.error(), "weights_only=True");
 }
 
+TEST_CASE("adapter: what stands where one is wanted is said") {
+  const TemporaryDirectory folder;
+  const auto error = [](const fs::path& path) {
+    return error_of([&] { read_adapter(path, base_config()); });
+  };
+  fs::create_directory(folder / "saved");
+  fs::copy(golden("peft/longlora"), folder / "saved/default");
+  check_contains(error(folder / "saved"),
+                 "its folder default does: give " + (folder / "saved/default").string());
+  check_contains(error(folder / "nowhere"), "nowhere: does not exist");
+  check_contains(error(folder / "saved/default/adapter_model.safetensors"), "is a file: give the directory");
+  fs::create_directory(folder / "empty");
+  check_contains(error(folder / "empty"), "holds no adapter_config.json");
+}
+
 TEST_CASE("adapter: more embedding rows than the base are refused unless it is said what to do") {
   const Copy copy;
   copy.weights([](auto& tensors) {

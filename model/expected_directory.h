@@ -1,0 +1,17 @@
+// Whether a directory is what was asked for; if not, what is there in its place, and what to give or do instead.
+#pragma once
+
+#include <filesystem>
+
+#include "model/safetensors.h"
+
+namespace sinklora {
+
+// Throws Error(input) where there is no model's config.json, or no adapter_config.json.
+void expect_model_directory(const std::filesystem::path& directory);
+void expect_adapter_directory(const std::filesystem::path& directory);
+
+// Of a directory that has neither model.safetensors nor its index.
+[[noreturn]] void fail_without_weights(const std::filesystem::path& directory);
+
+}  // namespace sinklora

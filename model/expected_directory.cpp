@@ -138,4 +138,22 @@ void fail_without_weights(const fs::path& directory) {
   fail_input("{}: neither model.safetensors nor model.safetensors.index.json is there", name);
 }
 
+void expect_plain_names(const SafetensorsFile& file) {
+  for (const TensorInfo& info : file.tensors()) {
+    if (info.name.find("_orig_mod.") != std::string::npos)
+      fail_input(
+          "{}: torch.compile has put \"_orig_mod.\" into the names of the tensors: save the model that was "
+          "compiled (model._orig_mod.save_pretrained(NEW)), or take it out of the names",
+          file.path().string());
+    const size_t lora = std::min(info.name.find(".lora_A."), info.name.find(".lora_B."));
+    if (lora == std::string::npos || !info.name.ends_with(".weight")) continue;
+    if (const std::string tail = info.name.substr(lora + 1);
+        tail.size() > std::string("lora_A.weight").size())
+      fail_input(
+          "{}: the names of the tensors hold the adapter's own (\"{}\"), as state_dict() has them: save it "
+          "by PEFT's model.save_pretrained(), or take it out of the names",
+          file.path().string(), tail);
+  }
+}
+
 }  // namespace sinklora

@@ -14,4 +14,7 @@ void expect_adapter_directory(const std::filesystem::path& directory);
 // Of a directory that has neither model.safetensors nor its index.
 [[noreturn]] void fail_without_weights(const std::filesystem::path& directory);
 
+// Throws Error(input) where a wrapper has changed the names of all tensors.
+void expect_plain_names(const SafetensorsFile& file);
+
 }  // namespace sinklora

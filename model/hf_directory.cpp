@@ -164,6 +164,7 @@ ModelDirectory::ModelDirectory(const fs::path& directory)
   int64_t total_size = 0;
   for (const std::string& shard : shards) {
     files_.push_back(std::make_unique<SafetensorsFile>(contained(directory, shard)));
+    expect_plain_names(*files_.back());
     for (const TensorInfo& info : files_.back()->tensors()) {
       total_size += info.bytes;
       const auto listed = index.file_of.find(info.name);

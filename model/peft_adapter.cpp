@@ -63,6 +63,7 @@ struct Pair {
 };
 
 AdapterLayout layout_of(const SafetensorsFile& file, AdapterSettings settings) {
+  expect_plain_names(file);
   std::map<std::tuple<int64_t, size_t>, Pair> pairs;
   Defects defects;
   AdapterLayout layout;

@@ -257,6 +257,16 @@ TEST_CASE("model directory: what stands where one is wanted is said, with what t
   said(model, "Meta's own format");
 }
 
+TEST_CASE("model directory: names that torch.compile has changed are told in one sentence") {
+  const TemporaryDirectory folder;
+  const LlamaConfig config = tiny_config();
+  auto tensors = tiny_tensors(config);
+  for (HostTensor& tensor : tensors) tensor.name = "_orig_mod." + tensor.name;
+  write_model(folder.path(), config, tensors);
+  check_contains(open_error(folder.path()), "torch.compile");
+  CHECK(open_error(folder.path()).find("is missing") == std::string::npos);
+}
+
 TEST_CASE(
     "model directory: models that transformers saved are read; without a dtype it is that of the weights") {
   const ModelDirectory base(golden("peft/base")), tied(golden("peft/base_tied"));

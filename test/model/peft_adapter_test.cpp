@@ -306,6 +306,25 @@ TEST_CASE("adapter: config, weights and base must agree") {
   check_contains(copy.error(), "weights_only=True");
 }
 
+TEST_CASE("adapter: names that a wrapper has changed are told in one sentence") {
+  const auto renamed = [](const std::string& from, const std::string& to) {
+    const Copy copy;
+    copy.weights([&](auto& tensors) {
+      for (HostTensor& tensor : tensors)
+        if (const size_t at = tensor.name.find(from); at != std::string::npos)
+          tensor.name.replace(at, from.size(), to);
+    });
+    return copy.error();
+  };
+  const std::string compiled = renamed("base_model.model.", "_orig_mod.base_model.model.");
+  check_contains(compiled, "torch.compile");
+  CHECK(compiled.find("does not begin with") == std::string::npos);
+  const std::string named = renamed(".lora_A.weight", ".lora_A.default.weight");
+  check_contains(named, "save_pretrained()");
+  check_contains(named, "lora_A.default.weight");
+  CHECK(named.find("not understood") == std::string::npos);
+}
+
 TEST_CASE("adapter: what stands where one is wanted is said") {
   const TemporaryDirectory folder;
   const auto error = [](const fs::path& path) {

@@ -21,6 +21,7 @@ namespace {
 
 constexpr const char* kConfigFile = "adapter_config.json";
 constexpr const char* kWeightsFile = "adapter_model.safetensors";
+constexpr const char* kWholeTensorsFile = "trainable_params.bin";
 constexpr const char* kRunInfoFile = "sinklora.json";
 constexpr std::string_view kPrefix = "base_model.model.";
 constexpr int64_t kMaxConfigBytes = int64_t{1} << 19;
@@ -45,15 +46,45 @@ std::pair<int64_t, size_t> parse_linear(const std::string& module) {
   return {-1, 0};
 }
 
+// Python that makes adapter_model.safetensors of `load`, with LongLoRA's whole tensors if they lie beside it.
+std::string conversion(const fs::path& directory, const std::string& load) {
+  std::error_code error;
+  const bool whole = fs::exists(directory / kWholeTensorsFile, error);
+  return fmt::format(
+      "weights = {}; {}safetensors.torch.save_file(weights, \"{}\"){}", load,
+      whole ? fmt::format("weights.update({{\"base_model.model.\" + k: v for k, v in torch.load(\"{}\", "
+                          "weights_only=True).items()}}); ",
+                          kWholeTensorsFile)
+            : "",
+      kWeightsFile,
+      whole
+          ? fmt::format(
+                "; and list \"embed_tokens\", \"input_layernorm\", \"post_attention_layernorm\", \"norm\" in "
+                "the modules_to_save of {}, as far as they are in it",
+                kConfigFile)
+          : "");
+}
+
 fs::path weights_path(const fs::path& directory) {
   std::error_code error;
   if (!fs::exists(directory / kWeightsFile, error) && fs::exists(directory / "adapter_model.bin", error))
     fail_input(
         "{}: only pickled weights (adapter_model.bin), which are never read here; convert them once in "
-        "Python: "
-        "safetensors.torch.save_file(torch.load(\"adapter_model.bin\", weights_only=True), \"{}\")",
-        directory.string(), kWeightsFile);
+        "Python: {}",
+        directory.string(), conversion(directory, "torch.load(\"adapter_model.bin\", weights_only=True)"));
   return directory / kWeightsFile;
+}
+
+// LongLoRA keeps the embeddings and norms that it has trained in a file of its own, and the model is nothing without
+// them.
+void expect_whole_tensors(const AdapterLayout& layout, const fs::path& directory) {
+  std::error_code error;
+  if (layout.replaced.empty() && fs::exists(directory / kWholeTensorsFile, error))
+    fail_input(
+        "{}: the embeddings and norms of LongLoRA, which are not in {}; pickled, they are never read here: "
+        "put them in once in Python: {}",
+        (directory / kWholeTensorsFile).string(), kWeightsFile,
+        conversion(directory, fmt::format("safetensors.torch.load_file(\"{}\")", kWeightsFile)));
 }
 
 // A pair of LoRA matrices as it comes together from the file.
@@ -113,6 +144,7 @@ AdapterLayout layout_of(const SafetensorsFile& file, AdapterSettings settings) {
     layout.modules.push_back(std::move(module));
   }
   defects.fail_if_any(file.path().string());
+  expect_whole_tensors(layout, file.path().parent_path());
   layout.settings = std::move(settings);
   return layout;
 }

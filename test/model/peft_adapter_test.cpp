@@ -325,6 +325,28 @@ TEST_CASE("adapter: names that a wrapper has changed are told in one sentence") 
   CHECK(named.find("not understood") == std::string::npos);
 }
 
+TEST_CASE("adapter: LongLoRA's trained embeddings and norms that lie beside it are not passed over") {
+  const Copy copy;
+  write_bytes(copy.folder / "trainable_params.bin", "pickle");
+  CHECK(copy.error().empty());  // they are in the adapter
+  copy.weights([](auto& tensors) {
+    std::erase_if(tensors,
+                  [](const HostTensor& tensor) { return tensor.name.find("lora_") == std::string::npos; });
+  });
+  copy.set("modules_to_save", nullptr);
+  for (const std::string& message :
+       {copy.error(), error_of([&] { read_adapter_layout(copy.folder.path()); })}) {
+    check_contains(message, "trainable_params.bin");
+    check_contains(message, R"("base_model.model." + k: v)");
+    check_contains(message, R"("embed_tokens")");
+  }
+  fs::rename(copy.folder / "adapter_model.safetensors", copy.folder / "adapter_model.bin");
+  check_contains(copy.error(), R"("base_model.model." + k: v)");
+  fs::remove(copy.folder / "trainable_params.bin");
+  check_contains(copy.error(), R"(torch.load("adapter_model.bin", weights_only=True))");
+  CHECK(copy.error().find("trainable_params") == std::string::npos);
+}
+
 TEST_CASE("adapter: what stands where one is wanted is said") {
   const TemporaryDirectory folder;
   const auto error = [](const fs::path& path) {

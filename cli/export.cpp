@@ -6,6 +6,7 @@
 #include "base/format.h"
 #include "cli/option_checks.h"
 #include "cli/verbs.h"
+#include "model/adapter_card.h"
 #include "model/merge.h"
 
 namespace sinklora {
@@ -17,13 +18,30 @@ struct ExportOptions {
   bool adapter_only = false;
 };
 
+// The base of the adapter; one without scaling where it is not to be found.
+LlamaConfig base_config(const ExportOptions& options, const std::string& named) {
+  if (!options.model.empty()) return read_config(options.model);
+  std::error_code error;
+  if (!named.empty() && std::filesystem::exists(std::filesystem::path(named) / "config.json", error))
+    return read_config(named);
+  LlamaConfig unknown;
+  unknown.raw = config_json(unknown);
+  return unknown;
+}
+
 void export_adapter(const ExportOptions& options) {
   const AdapterLayout layout = copy_adapter(options.adapter, options.out);
   fmt::print("{}: adapter of {} LoRA modules and {} whole tensors\n", options.out, layout.modules.size(),
              layout.replaced.size());
+  if (const AdapterRunInfo run = read_run_info(options.adapter); run.rope) {
+    LlamaConfig trained = base_config(options, layout.settings.base_model);
+    trained.rope = *run.rope;
+    if (const std::string remedy = rope_remedy(trained); !remedy.empty()) fmt::print("{}\n", remedy);
+  }
   if (!layout.replaced.empty())
     fmt::print(
-        "PEFT loads it as it is. vLLM refuses adapters with modules_to_save, and llama.cpp's converter "
+        "PEFT loads its weights as they are. vLLM refuses adapters with modules_to_save, and llama.cpp's "
+        "converter "
         "refuses a trained\n"
         "embedding and applies no norms: for these, merge the adapter into its base (sinklora merge).\n");
 }

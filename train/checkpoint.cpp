@@ -5,6 +5,7 @@
 #include <map>
 
 #include "base/json_fields.h"
+#include "model/adapter_card.h"
 #include "model/checksums.h"
 
 namespace sinklora {
@@ -40,6 +41,7 @@ void write_weights(const fs::path& folder, const TrainOptions& options, Ops& ops
   if (options.trainable != "full") {
     write_adapter(folder, weights.adapter(ops), options.lora_alpha, options.model.string());
     write_run_info(folder, {config.rope, options.context, base});
+    write_adapter_card(folder, options.model.string(), config, options.context);
     return;
   }
   config.max_positions = trained_reach(config, options.context);
@@ -90,6 +92,11 @@ void compare_fingerprints(const fs::path& checkpoint, const Json& saved, const J
 }
 
 }  // namespace
+
+std::string note_for_peft(const TrainOptions& options, const LlamaConfig& config) {
+  const std::string remedy = options.trainable == "full" ? "" : rope_remedy(config);
+  return remedy.empty() ? "" : remedy + "\n";
+}
 
 std::string step_directory_name(int64_t step) { return fmt::format("step-{:08}", step); }
 

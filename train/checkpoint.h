@@ -42,6 +42,9 @@ bool holds_checkpoints(const std::filesystem::path& out);  // whole ones or not
 TrainState load_checkpoint(const std::filesystem::path& checkpoint, Ops& ops, Weights& weights,
                            const LlamaConfig& config, const Json& fingerprint);
 
+// What PEFT must be told of the run's adapters, as a line; "" for nothing.
+std::string note_for_peft(const TrainOptions& options, const LlamaConfig& config);
+
 std::string step_directory_name(int64_t step);            // "step-00000500"
 int64_t step_of(const std::filesystem::path& directory);  // the other way; -1: it is named otherwise
 

@@ -165,6 +165,7 @@ class Trainer {
     if (!stopped)
       say("done: {}{}\n", (options_.out / step_directory_name(state_.step)).string(),
           fs::exists(plot) ? " and " + plot.string() : "");
+    if (!stopped) say("{}", note_for_peft(options_, setup_.config));
     return stopped ? ExitCode::preempted : ExitCode::ok;
   } catch (const std::exception& error) {
     // While the memory of calls under way still lives.

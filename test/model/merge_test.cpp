@@ -235,6 +235,7 @@ TEST_CASE("the verbs merge, export and verify") {
   CHECK(run(folder, fmt::format("export --adapter-only --adapter {} --out {}", adapter,
                                 (folder / "copy").string())) == 0);
   CHECK(output(folder).find("vLLM refuses") != std::string::npos);
+  check_contains(output(folder), R"("factor": 8.0)");  // its scaling is in sinklora.json alone
   CHECK(read_adapter(folder / "copy", ModelDirectory(base).config()).modules.size() == 8);
   CHECK(run(folder, "export --out x") == 2);
 

@@ -448,6 +448,10 @@ TEST_CASE("an adapter is evaluated with the RoPE scaling that it was trained wit
     CHECK(rope(adapter, context, "auto") == doubled);
   CHECK(rope("", kContext, "auto") == RopeScaling{});
   CHECK(rope(adapter, kContext, "none") == RopeScaling{});
+  // PEFT reads none of it: the checkpoint and the run's last word say what to tell it.
+  const std::string line = R"({"type": "linear", "factor": 2.0, "rope_type": "linear"})";
+  for (const auto& file : {adapter / "README.md", o.out / "train.log"})
+    CHECK(read_text(file, 1 << 16).find(line) != std::string::npos);
 }
 
 TEST_CASE("a run of which no checkpoint is whole is not begun anew over its metrics") {

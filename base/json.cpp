@@ -5,12 +5,14 @@
 
 #include "base/error.h"
 #include "base/files.h"
+#include "base/foreign_format.h"
 
 namespace sinklora {
 namespace {
 
 template <class Value>
 Value parse_guarded(std::string_view text, const std::string& source) {
+  refuse_foreign_format(text, source);
   std::vector<std::set<std::string>> keys;  // of every object that is open
   const auto guard = [&](int depth, typename Value::parse_event_t event, Value& parsed) {
     using Event = typename Value::parse_event_t;

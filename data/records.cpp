@@ -1,11 +1,13 @@
 #include "data/records.h"
 
 #include "base/error.h"
+#include "base/foreign_format.h"
 #include "data/utf8.h"
 
 namespace sinklora {
 
 void clean_text(std::string& text, const std::filesystem::path& path) {
+  refuse_foreign_format(text, path.string());
   if (text.starts_with("\xef\xbb\xbf")) text.erase(0, 3);  // a byte-order mark
   if (is_utf8(text) && text.find('\0') == std::string::npos) return;
   size_t at = 0;
@@ -30,6 +32,9 @@ bool RecordSource::next(Record& record) {
             return file->read_some(offset, out);
           },
           path.string(), position_.offset, position_.form);
+      std::string head(kForeignFormatBytes, '\0');
+      head.resize(static_cast<size_t>(file_->read_some(0, std::as_writable_bytes(std::span(head)))));
+      refuse_foreign_format(head, path.string());
     }
     if (record.is_json) {
       if (!elements_->next(record.bytes)) continue;

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "base/error.h"
+#include "base/foreign_format.h"
 
 namespace sinklora {
 
@@ -25,6 +26,7 @@ TokenStream::TokenStream(const std::filesystem::path& path) : file_(path) {
                  (file_.size() - header_bytes_) / token_bytes_);
     size_ = header[2];
   } else {
+    refuse_foreign_format({reinterpret_cast<const char*>(header.data()), sizeof(header)}, path.string());
     size_ = file_.size() / token_bytes_;
   }
   rest_bytes_ = file_.size() - header_bytes_ - size_ * token_bytes_;

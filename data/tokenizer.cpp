@@ -6,7 +6,8 @@
 
 #include "base/error.h"
 #include "base/files.h"
-#include "base/json.h"
+#include "base/foreign_format.h"
+#include "base/json_fields.h"
 #include "data/vocabulary_tokenizer.h"
 
 namespace sinklora {
@@ -176,6 +177,7 @@ std::unique_ptr<Tokenizer> open_tokenizer(const fs::path& path) {
         "byte",
         path.string());
   const std::string bytes = read_text(file, kMaxTokenizerBytes);
+  refuse_foreign_format(bytes, file.string());
   auto tokenizer =
       is_json ? parse_tokenizer_json(bytes, file.string()) : parse_sentencepiece(bytes, file.string());
   read_files_beside(*tokenizer, file.parent_path());

@@ -152,6 +152,16 @@ TEST_CASE("verify: an empty stream of tokens and one that ends inside a token ar
   CHECK_THROWS_WITH_AS(verify_dataset(folder / "s.bin"), doctest::Contains("holds no token"), Error);
 }
 
+TEST_CASE("archives and indices are no streams of tokens") {
+  const TemporaryDirectory folder;
+  for (const auto& [bytes, name] :
+       {std::pair(std::string("\x1f\x8b\x08\0\0\0\0\0\0\3", 10), "gzip: decompress"),
+        {std::string("MMIDIDX\0\0\1\0\0\0\0\0\0\0", 17), "Megatron's index"}}) {
+    write_file(folder / "s.bin", bytes);
+    CHECK_THROWS_WITH_AS(TokenStream(folder / "s.bin"), doctest::Contains(name), Error);
+  }
+}
+
 TEST_CASE("llm.c's token files are known by their magic") {
   const TemporaryDirectory folder;
   const auto file = [](std::vector<int32_t> header, const std::string& tokens) {

@@ -356,6 +356,21 @@ TEST_CASE("broken input leaves nothing behind") {
                          Error);
     CHECK(!fs::exists(folder / "out"));
   }
+  const auto bytes = [](std::string_view text) { return std::string(text); };
+  using namespace std::string_view_literals;
+  for (const auto& [text, said] :
+       {std::pair(bytes("\x1f\x8b\x08\0\0\0"sv), "x.txt: looks like gzip: decompress it first"),
+        {bytes("PAR1\x15\4\x15\xff"sv), "looks like parquet: write it as JSON lines first"},
+        {bytes("ARROW1\0\0"sv), "looks like arrow: write it as JSON lines"},
+        {bytes("PK\3\4\x14\0"sv), "looks like a zip archive: unpack"},
+        {bytes("\x28\xb5\x2f\xfd\4"sv), "looks like zstd: decompress"},
+        {bytes("version https://git-lfs.github.com/spec/v1\noid sha256:0\n"sv), "run git lfs pull"}})
+    for (const char* format : {"text", "alpaca"}) {
+      write_file(folder / "x.txt", text);
+      options.encode = {format, "none", false, false, 64};
+      CHECK_THROWS_WITH_AS(tokenize_files(PairTokenizer(), options), doctest::Contains(said), Error);
+      CHECK(!fs::exists(folder / "out"));
+    }
   options.encode = {"alpaca", "llama2", false, false, 64};
   options.inputs = {folder / "missing.json"};
   CHECK_THROWS_WITH_AS(tokenize_files(PairTokenizer(), options), doctest::Contains("missing.json"), Error);

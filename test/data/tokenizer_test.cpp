@@ -187,6 +187,19 @@ TEST_CASE("files beside the tokenizer name BOS, EOS and padding") {
   CHECK_THROWS_AS(open_tokenizer(folder.path()), Error);
 }
 
+TEST_CASE("a Git LFS pointer in a tokenizer's place is called one") {
+  const test::TemporaryDirectory folder;
+  write_text_atomically(folder / "tokenizer.json",
+                        "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n");
+  CHECK_THROWS_WITH_AS(
+      open_tokenizer(folder.path()),
+      doctest::Contains("tokenizer.json: looks like a Git LFS pointer to the file: run git lfs "
+                        "pull"),
+      Error);
+  std::filesystem::rename(folder / "tokenizer.json", folder / "tokenizer.model");
+  CHECK_THROWS_WITH_AS(open_tokenizer(folder.path()), doctest::Contains("run git lfs pull"), Error);
+}
+
 TEST_CASE("tokens added to a tokenizer.model after its training") {
   const test::TemporaryDirectory folder;
   copy_golden("sentencepiece.model", folder / "tokenizer.model");

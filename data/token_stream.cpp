@@ -1,5 +1,6 @@
 #include "data/token_stream.h"
 
+#include <algorithm>
 #include <array>
 #include <bit>
 #include <cstring>
@@ -10,6 +11,35 @@
 namespace sinklora {
 
 static_assert(std::endian::native == std::endian::little, "token streams and HDF5 rows are read as they lie");
+
+namespace {
+
+// A stream without a header says nothing of its width. Wider tokens read as uint16 are, every second time, the
+// upper half of an id: zero or little more. No text has so few different tokens at these places.
+void refuse_wide_tokens(const ReadFile& file) {
+  constexpr int64_t kPlaces = 16, kRead = 1024;  // a file shorter than one read says too little
+  constexpr uint16_t kHighest = 3;               // of ids below 2^18
+  std::vector<uint16_t> halves;
+  const int64_t step = std::max(file.size() / kPlaces / 8, kRead / 4) * 8;
+  for (int64_t offset = 0; offset + 2 * kRead <= file.size(); offset += step) {
+    const size_t begin = halves.size();
+    halves.resize(begin + kRead);
+    file.read(offset, std::as_writable_bytes(std::span(halves).subspan(begin)));
+  }
+  const auto size = static_cast<int64_t>(halves.size());
+  const auto count = [&](size_t first, size_t every) {  // of what an upper half cannot be
+    int64_t found = 0;
+    for (size_t i = first; i < halves.size(); i += every) found += halves[i] > kHighest;
+    return found;
+  };
+  if (size == 0 || count(1, 2) > 0 || count(0, 2) < size / 8) return;
+  fail_input(
+      "{}: looks like tokens of {}, but a stream without a header is read as uint16; convert it to uint16, "
+      "or to uint32 behind llm.c's header (256 int32: 20240801, 7, the number of tokens, then zeros)",
+      file.path().string(), count(2, 4) == 0 ? "int64" : "uint32");
+}
+
+}  // namespace
 
 TokenStream::TokenStream(const std::filesystem::path& path) : file_(path) {
   std::array<int32_t, 256> header{};
@@ -27,6 +57,7 @@ TokenStream::TokenStream(const std::filesystem::path& path) : file_(path) {
     size_ = header[2];
   } else {
     refuse_foreign_format({reinterpret_cast<const char*>(header.data()), sizeof(header)}, path.string());
+    refuse_wide_tokens(file_);
     size_ = file_.size() / token_bytes_;
   }
   rest_bytes_ = file_.size() - header_bytes_ - size_ * token_bytes_;

@@ -11,7 +11,7 @@
 namespace sinklora {
 
 // llm.c begins with 256 int32: magic, version, number of tokens. Magic 20240520 version 1 holds uint16, magic
-// 20240801 version 7 holds uint32. Any other beginning is a token.
+// 20240801 version 7 holds uint32. Any other beginning is a token of uint16; what cannot be such a stream is refused.
 class TokenStream {
  public:
   explicit TokenStream(const std::filesystem::path& path);

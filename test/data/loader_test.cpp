@@ -4,6 +4,7 @@
 #include <atomic>
 #include <map>
 
+#include "base/random.h"
 #include "data/inspect_dataset.h"
 #include "data/loader.h"
 #include "data/token_stream.h"
@@ -150,6 +151,35 @@ TEST_CASE("verify: an empty stream of tokens and one that ends inside a token ar
                        Error);
   write_file(folder / "s.bin", "");
   CHECK_THROWS_WITH_AS(verify_dataset(folder / "s.bin"), doctest::Contains("holds no token"), Error);
+}
+
+TEST_CASE("a headerless stream of wider tokens is not read as uint16") {
+  const TemporaryDirectory folder;
+  const RandomStream random(1, "ids");
+  const auto write = [&](uint64_t tokens, uint64_t halves, uint64_t vocab) {
+    std::vector<uint16_t> stream;
+    for (uint64_t i = 0; i < tokens; ++i) {
+      const uint64_t id = random.below(i, vocab);
+      for (uint64_t half = 0; half < halves; ++half) stream.push_back(static_cast<uint16_t>(id >> 16 * half));
+    }
+    write_file(folder / "s.bin", bytes_of(stream));
+  };
+  for (const uint64_t vocab : {259, 32000, 128256})
+    for (const uint64_t tokens : {600, 100'003}) {
+      write(tokens, 2, vocab);
+      CHECK_THROWS_WITH_AS(TokenStream(folder / "s.bin"),
+                           doctest::Contains("looks like tokens of uint32, but a stream without a header"),
+                           Error);
+      write(tokens, 4, vocab);
+      CHECK_THROWS_WITH_AS(TokenStream(folder / "s.bin"), doctest::Contains("looks like tokens of int64"),
+                           Error);
+    }
+  write(100'003, 1, 32000);
+  CHECK(TokenStream(folder / "s.bin").size() == 100'003);
+  write(20, 2, 32000);  // too short to tell
+  CHECK(TokenStream(folder / "s.bin").size() == 40);
+  write_file(folder / "s.bin", std::string(100'000, '\0'));  // nothing but padding
+  CHECK(TokenStream(folder / "s.bin").size() == 50'000);
 }
 
 TEST_CASE("archives and indices are no streams of tokens") {

@@ -36,6 +36,7 @@ void run(ChatCommand& c) {
       .system = c.system, .sampling = sampling_options(c.generation), .stops = c.generation.stops};
   expect_model_directory(c.inference.model);  // before its tokenizer is missed
   const auto tokenizer = open_tokenizer(c.tokenizer.empty() ? c.inference.model : c.tokenizer);
+  print_notes(*tokenizer);
   options.form = template_of(c, *tokenizer);
   note_missing_token(options.form, *tokenizer);
   if (c.inference.context == 0) {

@@ -100,6 +100,7 @@ void run(RetrievalCommand& c) {
   if (c.retrieval.interval > c.retrieval.max_tokens)
     fail_usage("--interval {} is longer than --max-tokens {}", c.retrieval.interval, c.retrieval.max_tokens);
   const auto tokenizer = open_tokenizer(c.tokenizer.empty() ? c.inference.model : c.tokenizer);
+  print_notes(*tokenizer);
   const RetrievalTask task = make_task(c, *tokenizer);
   const int64_t longest = retrieval_context(task, c.retrieval);
   if (c.inference.context == 0) c.inference.context = longest;

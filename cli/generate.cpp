@@ -37,6 +37,7 @@ void run(GenerateCommand& c) {
   Sampler sampler(sampling_options(c.generation));
   expect_model_directory(c.inference.model);  // before its tokenizer is missed
   const auto tokenizer = open_tokenizer(c.tokenizer.empty() ? c.inference.model : c.tokenizer);
+  print_notes(*tokenizer);
   TextStream stream(*tokenizer, c.generation.stops);
   const std::string prompt = c.prompt_file.empty() ? c.prompt : read_text(c.prompt_file, kMostPromptBytes);
   const std::vector<int32_t> ids = tokenizer->encode_prompt(prompt);

@@ -53,6 +53,7 @@ TokenizeOptions resolve(const Arguments& arguments) {
 void run(const Arguments& arguments) {
   const TokenizeOptions options = resolve(arguments);
   const std::unique_ptr<Tokenizer> tokenizer = open_tokenizer(arguments.tokenizer);
+  print_notes(*tokenizer);
   if (arguments.format == "chat") note_missing_token(chat_template(options.encode.template_name), *tokenizer);
   const TokenizeSummary summary = tokenize_files(*tokenizer, options);
   write_result(arguments.json, to_json(summary));

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <initializer_list>
+#include <optional>
 
 #include "base/error.h"
 #include "base/files.h"
@@ -85,15 +86,49 @@ void add_later_tokens(VocabularyTokenizer& tokenizer, const fs::path& folder) {
   add_all(added_path);
 }
 
-// Which token plays a part: named beside the tokenizer, numbered in the model's config.json, or else the
-// first of the customary names that the vocabulary has. -1 when there is none.
+// An id and, where there is one, its token.
+std::string shown_id(const Tokenizer& tokenizer, int64_t id) {
+  if (id < 0 || id >= tokenizer.vocab_size) return fmt::format("{}", id);
+  return fmt::format("{} ({})", id, shown(Json(tokenizer.piece(static_cast<int32_t>(id)))));
+}
+
+// Which token plays a part: named beside the tokenizer, known to the tokenizer's own file, numbered in the
+// model's config.json, or else the first of the customary names that the vocabulary has. -1 when there is
+// none. config.json comes late: one made for another tokenizer, or never given ids, holds LLaMA-2's 1 and 2.
 struct SpecialFiles {
   fs::path folder;
   Json tokenizer_config, special_tokens_map, model_config;
 
-  int32_t find(const VocabularyTokenizer& tokenizer, const std::string& part, int32_t known,
+  int32_t find(VocabularyTokenizer& tokenizer, const std::string& part, int32_t known,
                std::initializer_list<std::string_view> customary) const {
-    const std::string name_key = part + "_token", id_key = part + "_token_id";
+    const std::optional<int32_t> named = find_named(tokenizer, part);
+    const std::vector<int64_t> numbered = find_numbered(part);
+    if (part == "pad") {  // never learned nor read, so no matter which it is
+      if (named || known >= 0) return named.value_or(known);
+      return numbered.empty() ? usual(tokenizer, customary) : checked(tokenizer, part, numbered[0]);
+    }
+    if (const int32_t own = named.value_or(known); own >= 0) {
+      if (!numbered.empty() && std::ranges::find(numbered, own) == numbered.end())
+        note(tokenizer, part, numbered[0], "but the tokenizer has another", own);
+      return own;
+    }
+    const int32_t best = usual(tokenizer, customary);
+    if (numbered.empty()) return best;
+    const int32_t id = checked(tokenizer, part, numbered[0]);
+    if (id == best || tokenizer.is_added(id)) return id;
+    note(tokenizer, part, id, "an ordinary piece of the vocabulary", best >= 0 ? best : id);
+    return best >= 0 ? best : id;
+  }
+
+ private:
+  static int32_t usual(const Tokenizer& tokenizer, std::initializer_list<std::string_view> customary) {
+    for (const std::string_view name : customary)
+      if (const int32_t found = tokenizer.id_of(name); found >= 0) return found;
+    return -1;
+  }
+
+  std::optional<int32_t> find_named(const VocabularyTokenizer& tokenizer, const std::string& part) const {
+    const std::string name_key = part + "_token";
     for (const auto& [json, file] : {std::pair(&tokenizer_config, "tokenizer_config.json"),
                                      std::pair(&special_tokens_map, "special_tokens_map.json")}) {
       const std::string name = token_name(*json, name_key.c_str(), folder / file);
@@ -104,19 +139,31 @@ struct SpecialFiles {
                    name);
       return id;
     }
-    Json id = model_config.value(id_key, Json());
-    if (id.is_array()) id = id.empty() ? Json() : id[0];  // LLaMA-3 lists several ends; the first ends a text
-    if (id.is_number_integer() && id >= 0) {
-      const int32_t found = parse_id(id, id_key, folder / "config.json");
-      if (found >= tokenizer.vocab_size)
-        fail_input("{}: {} is {}, but the tokenizer has {} tokens", (folder / "config.json").string(), id_key,
-                   found, tokenizer.vocab_size);
-      return found;
-    }
-    if (known >= 0) return known;
-    for (const std::string_view name : customary)
-      if (const int32_t found = tokenizer.id_of(name); found >= 0) return found;
-    return -1;
+    return {};
+  }
+
+  // LLaMA-3 lists several ends; the first ends a text.
+  std::vector<int64_t> find_numbered(const std::string& part) const {
+    const Json value = model_config.value(part + "_token_id", Json());
+    std::vector<int64_t> ids;
+    for (const Json& id : value.is_array() ? value : Json::array({value}))
+      if (id.is_number_integer() && id >= 0) ids.push_back(id.get<int64_t>());
+    return ids;
+  }
+
+  int32_t checked(const Tokenizer& tokenizer, const std::string& part, int64_t id) const {
+    if (id < 0 || id >= tokenizer.vocab_size)
+      fail_input("{}: {}_token_id is {}, but the tokenizer has {} tokens", (folder / "config.json").string(),
+                 part, id, tokenizer.vocab_size);
+    return static_cast<int32_t>(id);
+  }
+
+  void note(Tokenizer& tokenizer, const std::string& part, int64_t id, std::string_view why,
+            int32_t taken) const {
+    tokenizer.notes.push_back(
+        fmt::format("{}: {}_token_id is {}, {}; {} is used ({}_token in tokenizer_config.json decides)",
+                    (folder / "config.json").string(), part, shown_id(tokenizer, id), why,
+                    shown_id(tokenizer, taken), part));
   }
 };
 
@@ -149,6 +196,10 @@ EncodedSegments Tokenizer::encode_segments(std::span<const Segment> segments) co
     encoded.scored.resize(encoded.ids.size(), segment.scored);
   }
   return encoded;
+}
+
+void print_notes(const Tokenizer& tokenizer) {
+  for (const std::string& note : tokenizer.notes) fmt::print(stderr, "note: {}\n", note);
 }
 
 std::string tokenizer_hash(const fs::path& path) {

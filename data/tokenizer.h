@@ -50,14 +50,17 @@ class Tokenizer {
 
   int64_t vocab_size = 0;                         // ids are in [0, vocab_size)
   int32_t bos_id = -1, eos_id = -1, pad_id = -1;  // -1: the tokenizer has none
-  bool add_bos = false;  // what the reference tokenizer does by default when it encodes a text
-  std::string kind;      // "sentencepiece", "bpe", "byte"
-  std::string sha256;    // of the file it was read from; of its name for "byte"
+  bool add_bos = false;            // what the reference tokenizer does by default when it encodes a text
+  std::string kind;                // "sentencepiece", "bpe", "byte"
+  std::string sha256;              // of the file it was read from; of its name for "byte"
+  std::vector<std::string> notes;  // where the files that describe it contradict each other
 };
 
+void print_notes(const Tokenizer& tokenizer);  // on stderr
+
 // `path`: a tokenizer.model, a tokenizer.json, a directory that holds either (tokenizer.json first;
-// bos/eos/pad from tokenizer_config.json, special_tokens_map.json or config.json beside the file), or the
-// word "byte" for the built-in one (256 bytes, then <s> 256, </s> 257, <pad> 258). Throws Error(input) that
+// bos/eos/pad from tokenizer_config.json or special_tokens_map.json beside the file, the file itself, or
+// config.json beside it), or the word "byte" for the built-in one (256 bytes, then <s> 256, </s> 257, <pad> 258). Throws Error(input) that
 // names what is not understood.
 std::unique_ptr<Tokenizer> open_tokenizer(const std::filesystem::path& path);
 

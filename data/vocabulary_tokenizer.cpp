@@ -23,7 +23,7 @@ void VocabularyTokenizer::add_entry(int32_t id, std::string name, std::string by
     fail_input("{}: \"{}\" and \"{}\" have the same token id {}", source, entry.name, name, id);
   if (!ids_.try_emplace(name, id).second)
     fail_input("{}: \"{}\" occurs twice in the vocabulary", source, name);
-  entry = {std::move(name), std::move(bytes), true, false};
+  entry = {std::move(name), std::move(bytes), true};
   vocab_size = static_cast<int64_t>(entries_.size());
 }
 
@@ -36,6 +36,7 @@ void VocabularyTokenizer::add_token(const AddedToken& token, const std::string& 
   Entry& entry = entries_[static_cast<size_t>(token.id)];
   entry.bytes = token.content;
   entry.special = token.special;
+  entry.added = true;
   added_.add(token);
 }
 

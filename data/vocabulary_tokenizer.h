@@ -28,6 +28,7 @@ class VocabularyTokenizer : public Tokenizer {
 
   // An entry that the vocabulary has already must have the same id. Throws Error(input) naming `source`.
   void add_token(const AddedToken& token, const std::string& source);
+  bool is_added(int32_t id) const { return entry(id).added; }  // and no piece of ordinary text
 
  protected:
   // Appends the ids of `text`, which holds no special token.
@@ -41,7 +42,7 @@ class VocabularyTokenizer : public Tokenizer {
  private:
   struct Entry {
     std::string name, bytes;
-    bool present = false, special = false;
+    bool present = false, special = false, added = false;
   };
   void encode_run(std::string_view text, std::span<const TextRange> control, Place& place,
                   std::vector<int32_t>& ids) const;

@@ -187,6 +187,40 @@ TEST_CASE("files beside the tokenizer name BOS, EOS and padding") {
   CHECK_THROWS_AS(open_tokenizer(folder.path()), Error);
 }
 
+TEST_CASE("where config.json and the tokenizer name different tokens, the tokenizer is believed") {
+  const test::TemporaryDirectory folder;
+  copy_golden("llama3.json", folder / "tokenizer.json");
+  // What transformers writes for a model that was given no ids.
+  write_text_atomically(folder / "config.json", R"({"bos_token_id": 1, "eos_token_id": 2})");
+  auto tokenizer = open_tokenizer(folder.path());
+  CHECK(tokenizer->add_bos);
+  CHECK(tokenizer->piece(tokenizer->bos_id) == "<|begin_of_text|>");
+  CHECK(tokenizer->piece(tokenizer->eos_id) == "<|end_of_text|>");
+  REQUIRE(tokenizer->notes.size() == 2);
+  CHECK(tokenizer->notes[0].find(
+            "config.json: bos_token_id is 1 (\"\\\"\"), but the tokenizer has another") != std::string::npos);
+  CHECK(tokenizer->notes[1].find("eos_token_id is 2 (\"#\"), an ordinary piece") != std::string::npos);
+  CHECK(tokenizer->notes[1].find("eos_token in tokenizer_config.json decides") != std::string::npos);
+
+  // One end of several is the tokenizer's; ids of a larger vocabulary matter only where they are used.
+  const int32_t bos = tokenizer->bos_id, eot = tokenizer->id_of("<|eot_id|>");
+  write_text_atomically(folder / "config.json",
+                        fmt::format(R"({{"bos_token_id": {}, "eos_token_id": [99999, {}]}})", bos, eot));
+  CHECK_THROWS_WITH_AS(open_tokenizer(folder.path()), doctest::Contains("eos_token_id is 99999"), Error);
+  write_text_atomically(folder / "tokenizer_config.json", R"({"eos_token": "<|eot_id|>"})");
+  tokenizer = open_tokenizer(folder.path());
+  CHECK(tokenizer->eos_id == eot);
+  CHECK(tokenizer->notes.empty());
+
+  const test::TemporaryDirectory other;
+  copy_golden("sentencepiece.model", other / "tokenizer.model");
+  write_text_atomically(other / "config.json", R"({"bos_token_id": 5, "eos_token_id": 2})");
+  tokenizer = open_tokenizer(other.path());
+  CHECK(tokenizer->bos_id == 1);
+  CHECK(tokenizer->eos_id == 2);
+  CHECK(tokenizer->notes.size() == 1);
+}
+
 TEST_CASE("a Git LFS pointer in a tokenizer's place is called one") {
   const test::TemporaryDirectory folder;
   write_text_atomically(folder / "tokenizer.json",

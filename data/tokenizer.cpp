@@ -167,6 +167,23 @@ struct SpecialFiles {
   }
 };
 
+// Over a tokenizer.json only the LLaMA classes of transformers 4 heed add_bos_token: false, and models come with
+// it from there; in other classes, and in all of transformers 5, the template decides.
+void read_add_bos(VocabularyTokenizer& tokenizer, const Json& config, const fs::path& path) {
+  const Json add_bos = config.value("add_bos_token", Json());
+  if (!add_bos.is_boolean()) return;
+  const Json name = config.value("tokenizer_class", Json());
+  const bool heeds = tokenizer.kind == "sentencepiece" || !name.is_string() ||
+                     name.get<std::string>().find("LlamaTokenizer") != std::string::npos;
+  if (add_bos == false && tokenizer.add_bos && !heeds)
+    tokenizer.notes.push_back(fmt::format(
+        "{}: add_bos_token is false, but tokenizer.json's template puts {} in front of a text; as "
+        "Hugging Face's {} does, the template is followed",
+        path.string(), shown_id(tokenizer, tokenizer.bos_id), shown(name)));
+  else
+    tokenizer.add_bos = add_bos.get<bool>();
+}
+
 void read_files_beside(VocabularyTokenizer& tokenizer, const fs::path& folder) {
   if (tokenizer.kind == "sentencepiece") add_later_tokens(tokenizer, folder);
   const SpecialFiles files{folder, read_object(folder / "tokenizer_config.json"),
@@ -176,8 +193,7 @@ void read_files_beside(VocabularyTokenizer& tokenizer, const fs::path& folder) {
   tokenizer.eos_id = files.find(tokenizer, "eos", tokenizer.eos_id,
                                 {"</s>", "<|end_of_text|>", "<|endoftext|>", "<|im_end|>"});
   tokenizer.pad_id = files.find(tokenizer, "pad", tokenizer.pad_id, {"<pad>", "[PAD]", "<|pad|>"});
-  const Json add_bos = files.tokenizer_config.value("add_bos_token", Json());
-  if (add_bos.is_boolean()) tokenizer.add_bos = add_bos.get<bool>();
+  read_add_bos(tokenizer, files.tokenizer_config, folder / "tokenizer_config.json");
   if (tokenizer.bos_id < 0) tokenizer.add_bos = false;
 }
 

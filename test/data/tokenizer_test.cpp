@@ -221,6 +221,24 @@ TEST_CASE("where config.json and the tokenizer name different tokens, the tokeni
   CHECK(tokenizer->notes.size() == 1);
 }
 
+TEST_CASE(
+    "a tokenizer.json's template puts BOS in front, whatever add_bos_token says, but for LLaMA's class") {
+  const test::TemporaryDirectory folder;
+  copy_golden("llama3.json", folder / "tokenizer.json");
+  const auto opened = [&](const char* config) {
+    write_text_atomically(folder / "tokenizer_config.json", config);
+    return open_tokenizer(folder.path());
+  };
+  const auto fast = opened(R"({"tokenizer_class": "PreTrainedTokenizerFast", "add_bos_token": false})");
+  CHECK(fast->add_bos);
+  REQUIRE(fast->notes.size() == 1);
+  CHECK(fast->notes[0].find("add_bos_token is false, but tokenizer.json's template puts") !=
+        std::string::npos);
+  const auto llama = opened(R"({"tokenizer_class": "LlamaTokenizerFast", "add_bos_token": false})");
+  CHECK_FALSE(llama->add_bos);
+  CHECK(llama->notes.empty());
+}
+
 TEST_CASE("a Git LFS pointer in a tokenizer's place is called one") {
   const test::TemporaryDirectory folder;
   write_text_atomically(folder / "tokenizer.json",

@@ -146,12 +146,18 @@ class BpeTokenizer : public VocabularyTokenizer {
 
   void add_added_token(const AddedToken& token, const BpeFile& file, const std::string& source) {
     if (token.content.empty()) fail_input("{}: an added token is empty", source);
-    // Hugging Face looks for such tokens in normalized text, where U+2581 is in front of the token's name
-    // too. Special tokens it nearly always loads as not normalized, whatever this file says.
-    if (token.normalized && !token.special && file.normalizes)
-      fail_input("{}: the added token \"{}\" is to be found in normalized text, which is not supported",
-                 source, token.content);
-    add_token(token, source);
+    // Hugging Face looks for such tokens in normalized text, and normalizes their names too: U+2581 in front.
+    // Special tokens it nearly always loads as not normalized, whatever this file says.
+    if (!token.normalized || token.special || !file.normalizes) return add_token(token, source);
+    if (prefix_ != BpeFile::Prefix::always && prefix_ != BpeFile::Prefix::none)
+      fail_input(
+          "{}: the added token \"{}\" is to be found in text that a normalizer and a Metaspace step change, "
+          "which is not supported; set its \"normalized\" to false",
+          source, token.content);
+    AddedToken spaced = token;
+    spaced.content = with_metaspaces(token.content, Place::beginning);
+    spaced_tokens_.add(spaced);
+    add_unmatched_token(token, replace_all(spaced.content, kMetaspace, " "), source);
   }
 
   // Symbols of a word of bytes.
@@ -227,17 +233,28 @@ class BpeTokenizer : public VocabularyTokenizer {
       });
     } else {
       const std::string spaced = with_metaspaces(text, place);
-      if (words_apart_)
-        for_each_spaced_word(spaced, kMetaspace, every_space_,
-                             [&](std::string_view word) { cache.append(word, ids, tokenize); });
-      else
-        tokenize(spaced, ids);
+      size_t done = 0;
+      const auto tokenize_until = [&](size_t end) {
+        const std::string_view stretch = std::string_view(spaced).substr(done, end - done);
+        if (words_apart_)
+          for_each_spaced_word(stretch, kMetaspace, every_space_,
+                               [&](std::string_view word) { cache.append(word, ids, tokenize); });
+        else
+          tokenize(stretch, ids);
+      };
+      for (const AddedTokens::Match& match : spaced_tokens_.find(spaced, {})) {
+        tokenize_until(match.range.begin);
+        ids.push_back(match.id);
+        done = match.range.end;
+      }
+      tokenize_until(spaced.size());
     }
   }
 
   ByteAlphabet alphabet_;
   PreTokenizer pre_tokenizer_;
   BpeMerges merges_;
+  AddedTokens spaced_tokens_;                            // those found in text whose spaces are U+2581
   std::array<int32_t, 256> byte_ids_{};                  // -1: the vocabulary has none
   std::unordered_map<char32_t, int32_t> character_ids_;  // entries of one character
   std::unordered_map<std::string, int32_t> whole_words_;

@@ -28,16 +28,21 @@ void VocabularyTokenizer::add_entry(int32_t id, std::string name, std::string by
 }
 
 void VocabularyTokenizer::add_token(const AddedToken& token, const std::string& source) {
+  add_unmatched_token(token, token.content, source);
+  added_.add(token);
+}
+
+void VocabularyTokenizer::add_unmatched_token(const AddedToken& token, std::string bytes,
+                                              const std::string& source) {
   const int32_t known = id_of(token.content);
   if (known >= 0 && known != token.id)
     fail_input("{}: the added token \"{}\" has id {}, but the vocabulary gives it {}", source, token.content,
                token.id, known);
   if (known < 0) add_entry(token.id, token.content, token.content, source);
   Entry& entry = entries_[static_cast<size_t>(token.id)];
-  entry.bytes = token.content;
+  entry.bytes = std::move(bytes);
   entry.special = token.special;
   entry.added = true;
-  added_.add(token);
 }
 
 const VocabularyTokenizer::Entry& VocabularyTokenizer::entry(int32_t id) const {

@@ -36,6 +36,8 @@ class VocabularyTokenizer : public Tokenizer {
 
   // One entry: its name in the vocabulary and the bytes it stands for.
   void add_entry(int32_t id, std::string name, std::string bytes, const std::string& source);
+  // Of an added token that encode_text looks for itself.
+  void add_unmatched_token(const AddedToken& token, std::string bytes, const std::string& source);
 
   bool strips_first_space_ = false;  // decoded text loses the space that encoding put in front of it
 

@@ -172,10 +172,12 @@ TEST_CASE("hostile tokenizer.json") {
   Json normalized = prepend;
   normalized["added_tokens"].push_back(
       Json{{"id", 800}, {"content", "<x>"}, {"special", false}, {"normalized", true}});
-  CHECK(has(json_complaint(normalized.dump()), "normalized"));
+  // A step behind the normalizer puts the space there, but not in front of the token's name.
+  normalized["normalizer"] = normalized["normalizer"]["normalizers"][1];
+  normalized["pre_tokenizer"] = Json{{"type", "Metaspace"}, {"replacement", "\xE2\x96\x81"}};
+  CHECK(has(json_complaint(normalized.dump()), "set its \"normalized\" to false"));
   // Without a normalizer the text is the normalized text.
   normalized["normalizer"] = nullptr;
-  normalized["pre_tokenizer"] = Json{{"type", "Metaspace"}, {"replacement", "\xE2\x96\x81"}};
   CHECK(json_complaint(normalized.dump()) == "");
 }
 

@@ -239,6 +239,28 @@ TEST_CASE(
   CHECK(llama->notes.empty());
 }
 
+TEST_CASE("ordinary added tokens are found where a normalizer puts spaces, as by Hugging Face") {
+  const test::TemporaryDirectory folder;
+  Json json = read_json(golden_tokenizer("prepend.json"));
+  json["added_tokens"].push_back(
+      Json{{"id", 800}, {"content", "<x>"}, {"special", false}, {"normalized", true}});
+  write_text_atomically(folder / "tokenizer.json", json.dump());
+  const auto tokenizer = open_tokenizer(folder.path());
+  const std::vector<std::pair<std::string, Ids>> cases = {
+      // made with tokenizers 0.22
+      {"<x>", {800}},
+      {"a <x> b", {263, 800, 286}},
+      {"a<x>b", {263, 743, 716, 747, 697}},
+      {"<x><x> <x>", {800, 743, 716, 747, 800}},
+      {"the  <x>\n<x>", {269, 674, 800, 13, 743, 716, 747}}};
+  for (const auto& [text, ids] : cases) {
+    CAPTURE(text);
+    CHECK(tokenizer->encode(text) == ids);
+    CHECK(tokenizer->decode(ids) == text);
+  }
+  CHECK(tokenizer->encode("</s><x>", true) == Ids{2, 800});
+}
+
 TEST_CASE("a Git LFS pointer in a tokenizer's place is called one") {
   const test::TemporaryDirectory folder;
   write_text_atomically(folder / "tokenizer.json",

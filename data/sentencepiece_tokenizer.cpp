@@ -5,7 +5,8 @@
 //
 // Bytes that are not well-formed UTF-8 (lone surrogates included), which the library would replace by U+FFFD,
 // become byte pieces; NUL is a character like any other. So decode(encode(x)) == x for all bytes, except that
-// U+2581 comes back as a space, and for models that normalize their text (LLaMA's do not).
+// U+2581 comes back as a space, what follows an ordinary added token gets one, and for models that normalize
+// their text (LLaMA's do not).
 #include <sentencepiece_processor.h>
 
 #include <algorithm>

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <initializer_list>
 #include <optional>
+#include <set>
 
 #include "base/error.h"
 #include "base/files.h"
@@ -41,6 +42,22 @@ int32_t parse_id(const Json& value, std::string_view what, const fs::path& path)
   if (!value.is_number_integer() || value < 0 || value > INT32_MAX)
     fail_input("{}: {} should be a token id", path.string(), what);
   return value.get<int32_t>();
+}
+
+// What these files name as a special token, in whatever part.
+std::set<std::string> special_names(const std::vector<Json>& files) {
+  std::set<std::string> names;
+  const auto take = [&](const Json& token) {
+    const Json name = token.is_object() ? token.value("content", Json()) : token;
+    if (name.is_string()) names.insert(name.get<std::string>());
+  };
+  for (const Json& file : files)
+    for (const auto& [key, value] : file.items()) {
+      if (key.ends_with("_token")) take(value);
+      if (key.ends_with("_special_tokens") && value.is_structured())
+        for (const Json& token : value) take(token);
+    }
+  return names;
 }
 
 // Tokens that were added after a tokenizer.model was trained; such a file cannot hold them itself.
@@ -81,8 +98,11 @@ void add_later_tokens(VocabularyTokenizer& tokenizer, const fs::path& folder) {
   add_all(config_path);
   const fs::path added_path = folder / "added_tokens.json";
   const Json added = read_object(added_path);
+  const std::set<std::string> special =
+      special_names({config, read_object(folder / "special_tokens_map.json")});
   for (const auto& [content, id] : added.items())
-    tokens.push_back({.content = content, .id = parse_id(id, content, added_path)});
+    tokens.push_back(
+        {.content = content, .id = parse_id(id, content, added_path), .special = special.contains(content)});
   add_all(added_path);
 }
 

@@ -291,6 +291,19 @@ TEST_CASE("tokens added to a tokenizer.model after its training") {
   CHECK(padded->pad_id == size);
   CHECK(padded->encode("x[PAD]", true).back() == size);
   CHECK(padded->encode("x[PAD]") == plain->encode("x[PAD]"));
+  // What no file calls special is a word, found in any text.
+  write_text_atomically(
+      folder / "added_tokens.json",
+      fmt::format(R"({{"[PAD]": {}, "<ADD>": {}, "<|end|>": {}}})", size, size + 1, size + 2));
+  write_text_atomically(folder / "special_tokens_map.json", R"({"additional_special_tokens": ["<|end|>"]})");
+  const auto added = open_tokenizer(folder.path());
+  Ids apart = added->encode("x"), behind = added->encode("y");
+  apart.push_back(static_cast<int32_t>(size + 1));
+  apart.insert(apart.end(), behind.begin(), behind.end());
+  CHECK(added->encode("x<ADD>y") == apart);
+  CHECK(added->encode("x<|end|>") == plain->encode("x<|end|>"));
+  CHECK(added->encode("x<|end|>", true).back() == size + 2);
+  CHECK(added->decode(apart) == "x<ADD> y");
   write_text_atomically(folder / "added_tokens.json", R"({"[PAD]": 3})");
   CHECK_THROWS_AS(open_tokenizer(folder.path()), Error);
 }

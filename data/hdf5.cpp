@@ -14,6 +14,7 @@ constexpr int64_t kMaxChunkBytes = int64_t{256}
                                    << 20;  // a row of 20 million tokens; more is an attack on our memory
 constexpr size_t kMemoryStep = size_t{4} << 20;  // a file in memory grows by as much
 constexpr int64_t kMaxTextBytes = int64_t{1} << 16;
+constexpr H5Z_filter_t kLzfFilter = 32000;
 
 // Switches the library's printing off for this thread: a thread-safe build keeps an error stack a thread.
 class Quiet {
@@ -85,6 +86,21 @@ Hdf5Handle chunk_layout(const std::string& place, const std::vector<hsize_t>& ch
   checked(place, "set the checksum filter", [&] { return H5Pset_fletcher32(list); });
   checked(place, "leave time stamps out", [&] { return H5Pset_obj_track_times(list, false); });
   return list;
+}
+
+// Filters come with the library or as plugins, which are never loaded: h5py's lzf is one of those.
+void expect_filters(hid_t list, const std::string& place) {
+  const int count = checked(place, "tell its filters", [&] { return H5Pget_nfilters(list); });
+  for (int i = 0; i < count; ++i) {
+    unsigned flags = 0;
+    size_t values = 0;
+    const H5Z_filter_t filter = checked(place, "tell its filter", [&] {
+      return H5Pget_filter2(list, static_cast<unsigned>(i), &flags, &values, nullptr, 0, nullptr, nullptr);
+    });
+    if (checked(place, "look for its filter", [&] { return H5Zfilter_avail(filter); }) == 0)
+      fail_input("{}: compressed with {}, which is not read; write it with gzip or without compression",
+                 place, filter == kLzfFilter ? "lzf" : fmt::format("HDF5's filter {}", filter));
+  }
 }
 
 }  // namespace
@@ -203,6 +219,7 @@ Hdf5Dataset Hdf5Reader::open(const std::string& name, int rank, size_t bytes) co
   if (layout == H5D_VIRTUAL ||
       checked(place, "tell its storage", [&] { return H5Pget_external_count(list); }) > 0)
     fail_input("{}: its content lies in other files; refusing to follow", place);
+  expect_filters(list, place);
   int64_t chunk_bytes = 0;
   if (layout == H5D_CHUNKED) {
     std::vector<hsize_t> chunk(H5S_MAX_RANK);

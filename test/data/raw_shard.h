@@ -22,6 +22,7 @@ struct RawShard {
   std::string schema{};
   std::string name = "data";
   Detour detour = Detour::none;
+  int filter = 0;  // of one chunk, by number; optional, so that it may be missing while this is written
 
   void write(const std::filesystem::path& path) const {
     const auto check = [](auto result) {
@@ -34,6 +35,10 @@ struct RawShard {
     const hid_t space = check(H5Screate_simple(static_cast<int>(extent.size()), extent.data(), nullptr));
     const hid_t list = check(H5Pcreate(H5P_DATASET_CREATE));
     if (detour == Detour::external_storage) check(H5Pset_external(list, "/etc/hostname", 0, H5F_UNLIMITED));
+    if (filter > 0) {
+      check(H5Pset_chunk(list, static_cast<int>(extent.size()), extent.data()));
+      check(H5Pset_filter(list, filter, H5Z_FLAG_OPTIONAL, 0, nullptr));
+    }
     const std::string real = detour == Detour::external_storage ? "data" : name;
     const hid_t data = check(
         H5Dcreate2(file, real.c_str(), types[static_cast<int>(type)], space, H5P_DEFAULT, list, H5P_DEFAULT));

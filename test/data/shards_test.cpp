@@ -255,6 +255,19 @@ TEST_CASE("content that lies elsewhere is not followed") {
   }
 }
 
+TEST_CASE("a filter that is missing is no damage") {
+  const TemporaryDirectory folder(memory_folder());
+  RawShard raw{{1, 3, 4}, {1, 2, 3, 4, 1, 1, 1, 0, 2, 3, 4, 0}, {{"n_examples", 1}}};
+  raw.filter = 32000;
+  raw.write(folder / "x.h5");
+  CHECK_THROWS_WITH_AS(ShardReader(folder / "x.h5"),
+                       doctest::Contains("compressed with lzf, which is not read; write it with gzip"),
+                       Error);
+  raw.filter = 32015;
+  raw.write(folder / "x.h5");
+  CHECK_THROWS_WITH_AS(ShardReader(folder / "x.h5"), doctest::Contains("filter 32015"), Error);
+}
+
 TEST_CASE("data must fit the model: vocabulary and tokenizer") {
   const TemporaryDirectory folder(memory_folder());
   write_shard(folder / "s.h5", random_documents(1, 4, 10), 8, Packing::stream);

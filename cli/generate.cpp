@@ -86,8 +86,10 @@ void add_generate(CLI::App& app) {
   const auto command = std::make_shared<GenerateCommand>();
   add_inference_options(*verb, command->inference);
   add_tokenizer(*verb, command->tokenizer);
-  auto* prompt = verb->add_option("--prompt", command->prompt, "text to continue")->type_name("TEXT");
-  verb->add_option("--prompt-file", command->prompt_file, "file with the text to continue")
+  auto* prompt = verb->add_option("--prompt", command->prompt,
+                                  "text to continue; names of special tokens in it stay text")
+                     ->type_name("TEXT");
+  verb->add_option("--prompt-file", command->prompt_file, "file with the text to continue, as for --prompt")
       ->type_name("FILE")
       ->excludes(prompt);
   add_count(*verb, "--context", command->inference.context, "longest text in tokens; 0: prompt and reply", 0,

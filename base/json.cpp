@@ -6,9 +6,19 @@
 #include "base/error.h"
 #include "base/files.h"
 #include "base/foreign_format.h"
+#include "base/json_fields.h"
 
 namespace sinklora {
 namespace {
+
+// The library's messages quote the file's bytes as they are, which a terminal might obey.
+std::string printable(std::string_view text) {
+  constexpr size_t kLongest = 300;
+  std::string out;
+  for (const char c : text.substr(0, kLongest))
+    out += c >= ' ' && c <= '~' ? std::string(1, c) : fmt::format("\\x{:02x}", static_cast<unsigned char>(c));
+  return text.size() <= kLongest ? out : out + "...";
+}
 
 template <class Value>
 Value parse_guarded(std::string_view text, const std::string& source) {
@@ -25,7 +35,7 @@ Value parse_guarded(std::string_view text, const std::string& source) {
     } else if (event == Event::key) {
       const auto key = parsed.template get<std::string>();
       if (!keys.back().insert(key).second)
-        fail_input("{}: JSON key \"{}\" occurs twice in one object", source, key);
+        fail_input("{}: JSON key {} occurs twice in one object", source, shown(Json(key)));
     }
     return true;
   };
@@ -35,7 +45,11 @@ Value parse_guarded(std::string_view text, const std::string& source) {
   try {
     return Value::parse(text.begin(), text.end(), guard);
   } catch (const typename Value::exception& error) {
-    fail_input("{}: not valid JSON: {}", source, error.what());
+    const std::string_view said = error.what();
+    if (said.find("surrogate U+") != std::string_view::npos)
+      fail_input("{}: holds half of a character (a lone \\ud800 to \\udfff); take it out, or the record",
+                 source);
+    fail_input("{}: not valid JSON: {}", source, printable(said));
   }
 }
 

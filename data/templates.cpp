@@ -1,6 +1,7 @@
 #include "data/templates.h"
 
 #include "base/error.h"
+#include "base/json_fields.h"
 #include "data/utf8.h"
 
 namespace sinklora {
@@ -171,7 +172,8 @@ std::vector<Segment> chat_segments(ChatTemplate form, const Tokenizer& tokenizer
   if (messages.empty()) fail_input("a conversation without messages has no prompt");
   for (const Message& message : messages)
     if (message.role != "system" && message.role != "user" && message.role != "assistant")
-      fail_input("a conversation's role is \"{}\"; there are system, user and assistant", message.role);
+      fail_input("a conversation's role is {}; there are system, user and assistant; leave such ones out",
+                 shown(Json(message.role)));
   if (reply_next && messages.back().role == "assistant")
     fail_input("the conversation ends with the assistant's message, so no reply is due");
   Prompt prompt;

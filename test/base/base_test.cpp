@@ -63,6 +63,21 @@ TEST_CASE("guarded JSON refuses what the library lets pass") {
   CHECK_THROWS_AS(parse_json("", "x"), Error);
 }
 
+TEST_CASE("what JSON holds comes to a terminal as printable characters") {
+  for (const char* text : {"{\"\\u001b[31mred\":1,\"\\u001b[31mred\":2}", "{\"a\":\"\x9b\x31mred\"}",
+                           "{\"a\":\"\xc2\x9b\x31mred\x7f\n\"}"})
+    try {
+      parse_json(text, "x");
+      FAIL(text);
+    } catch (const Error& error) {
+      CAPTURE(error.what());
+      for (const char* c = error.what(); *c; ++c) CHECK((*c >= ' ' && *c <= '~'));
+    }
+  CHECK_THROWS_WITH_AS(parse_json(R"({"a":"\ud83d"})", "x"), doctest::Contains("half of a character"), Error);
+  CHECK_THROWS_WITH_AS(parse_json("{\"a\":\"" + std::string(100'000, 'b'), "x"), doctest::Contains("bbb..."),
+                       Error);
+}
+
 TEST_CASE("atomic files and folders appear whole or not at all") {
   const TemporaryDirectory folder;
   {

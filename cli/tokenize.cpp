@@ -91,7 +91,8 @@ void add_tokenize(CLI::App& app) {
   add_choice(
       *verb, "--format", a.format,
       "text: one file a document, or {\"text\"} a line of *.jsonl; alpaca: {\"instruction\", \"output\", "
-      "\"input\"?}; chat: {\"messages\": [{\"role\", \"content\"}]}",
+      "\"input\"?}; chat: {\"messages\": [{\"role\", \"content\"}]} or ShareGPT's "
+      "{\"conversations\": [{\"from\", \"value\"}]}",
       {"text", "alpaca", "chat"})
       ->group("Input");
 

@@ -14,6 +14,46 @@ std::string text_of(const JsonFields& record, const char* key, bool optional = f
   return record.given(key) || !(optional || record.has(key)) ? record.text(key) : "";
 }
 
+// What a message says: a text, or a list of parts, whose texts are joined as Hugging Face's templates do.
+std::string content_of(const JsonFields& message, const char* key) {
+  for (const char* call : {"tool_calls", "function_call"})
+    if (message.given(call) && !message.json().at(call).empty())
+      fail_input("{}: {} is given, and no template here writes such calls; leave such records out",
+                 message.source(), call);
+  if (message.has(key) && !message.given(key))
+    fail_input("{}: {} is null (a tool call?); leave such records out", message.source(), key);
+  if (!message.has(key) || !message.json().at(key).is_array()) return message.text(key);
+  std::string text;
+  for (const Json& json : message.list(key)) {
+    const JsonFields part(json, fmt::format("{}: {}", message.source(), key));
+    if (const std::string type = part.text("type"); type != "text")
+      fail_input("{} has a part of type {}, and only text is read; leave such records out", part.source(),
+                 shown(Json(type)));
+    text += part.text("text");
+  }
+  return text;
+}
+
+// Messages as OpenAI and Hugging Face write them, or as ShareGPT does.
+std::vector<Message> messages_of(const JsonFields& record) {
+  const bool sharegpt = !record.has("messages") && record.has("conversations");
+  const char* list = sharegpt ? "conversations" : "messages";
+  std::vector<Message> messages;
+  for (const Json& json : record.list(list)) {
+    const JsonFields message(json, fmt::format("{}: {}", record.source(), list));
+    if (sharegpt && message.has("from")) {
+      const std::string role = message.text("from");
+      messages.push_back({role == "human" ? "user"
+                          : role == "gpt" ? "assistant"
+                                          : role,
+                          content_of(message, "value")});
+    } else {
+      messages.push_back({message.text("role"), content_of(message, "content")});
+    }
+  }
+  return messages;
+}
+
 }  // namespace
 
 DocumentEncoder::DocumentEncoder(const Tokenizer& tokenizer, EncodeOptions options)
@@ -52,11 +92,7 @@ void DocumentEncoder::encode_instruction(const JsonFields& record, EncodedDocume
 }
 
 void DocumentEncoder::encode_chat(const JsonFields& record, EncodedDocument& document) const {
-  std::vector<Message> messages;
-  for (const Json& json : record.list("messages")) {
-    const JsonFields message(json, record.source() + ": messages");
-    messages.push_back({text_of(message, "role"), text_of(message, "content")});
-  }
+  const std::vector<Message> messages = messages_of(record);
   try {
     EncodedSegments chat =
         sinklora::encode_chat(chat_template(options_.template_name), tokenizer_, messages, false);

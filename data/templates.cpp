@@ -87,7 +87,8 @@ void check_turns(std::span<const Message> turns, std::string_view name) {
   for (size_t i = 0; i < turns.size(); ++i)
     if (const std::string_view wanted = i % 2 == 0 ? "user" : "assistant"; turns[i].role != wanted)
       fail_input(
-          "chat template {}: turn {} is the {}'s, but user and assistant must take turns, the user first",
+          "chat template {}: turn {} is the {}'s, but user and assistant must take turns, the user first; "
+          "leave such conversations out",
           name, i + 1, turns[i].role);
 }
 

@@ -199,6 +199,44 @@ TEST_CASE("chats: the assistant's turns are scored") {
                        doctest::Contains("record 3"), Error);
 }
 
+TEST_CASE("chats: calls of tools, and what else is no text, are refused with a remedy") {
+  const EncodeOptions chat{"chat", "llama2", false, false, 1000};
+  const auto refused = [&](const std::string& message, const char* said) {
+    const std::string record = R"({"messages":[{"role":"user","content":"u"},)" + message + "]}";
+    CHECK_THROWS_WITH_AS(encode(record, chat), doctest::Contains("f.json: record 3"), Error);
+    CHECK_THROWS_WITH_AS(encode(record, chat), doctest::Contains(said), Error);
+    CHECK_THROWS_WITH_AS(encode(record, chat), doctest::Contains("out"), Error);  // leave or take it
+  };
+  refused(R"({"role":"assistant","content":null})", "content is null (a tool call?)");
+  refused(R"({"role":"assistant","content":null,"tool_calls":[{"id":"1"}]})", "tool_calls is given");
+  refused(R"({"role":"assistant","content":"x","function_call":{"name":"f"}})", "function_call is given");
+  refused(R"({"role":"tool","content":"x"})", "role is \"tool\"");
+  refused(R"({"role":"\u001b[31mred","content":"x"})", R"(role is "\u001b[31mred")");
+  refused(R"({"role":"user","content":"x"})", "turn 2 is the user's");
+  refused(R"({"role":"assistant","content":[{"type":"image_url","image_url":{}}]})", "type \"image_url\"");
+  refused(R"({"role":"assistant","content":"\ud83d"})", "half of a character");
+  CHECK(shown(encode(R"({"messages":[{"role":"user","content":"u"},
+    {"role":"assistant","content":"v","tool_calls":[]}]})",
+                     chat)) == "<s>[INST] u [/INST] V </S>");
+}
+
+TEST_CASE("chats: parts of text and ShareGPT's names are read") {
+  const EncodeOptions chat{"chat", "llama2", false, false, 1000};
+  const std::string wanted = "<s>[INST] <<SYS>>\ns\n<</SYS>>\n\nu [/INST] VW </S>";
+  CHECK(shown(encode(R"({"messages":[{"role":"system","content":"s"},
+    {"role":"user","content":[{"type":"text","text":"u"}]},
+    {"role":"assistant","content":[{"type":"text","text":"v"},{"type":"text","text":"w"}]}]})",
+                     chat)) == wanted);
+  CHECK(shown(encode(R"({"id":"7","conversations":[{"from":"system","value":"s"},{"from":"human","value":"u"},
+    {"from":"gpt","value":"vw"}]})",
+                     chat)) == wanted);
+  CHECK(shown(encode(R"({"conversations":[{"role":"system","content":"s"},{"role":"user","content":"u"},
+    {"role":"assistant","content":"vw"}]})",
+                     chat)) == wanted);
+  CHECK_THROWS_WITH_AS(encode(R"({"conversations":[{"from":"observation","value":"s"}]})", chat),
+                       doctest::Contains("role is \"observation\""), Error);
+}
+
 TEST_CASE("broken records are errors that name file and record") {
   const EncodeOptions alpaca{"alpaca", "none", false, false, 100}, chat{"chat", "llama2", false, false, 100};
   for (const char* record :
@@ -208,8 +246,7 @@ TEST_CASE("broken records are errors that name file and record") {
   for (const char* record :
        {"{}", R"({"messages":7})", R"({"messages":[7]})", R"({"messages":[{"role":"user"}]})"})
     CHECK_THROWS_WITH_AS(encode(record, chat), doctest::Contains("f.json: record 3"), Error);
-  CHECK_THROWS_WITH_AS(encode(R"({"conversations":[]})", chat), doctest::Contains("messages is missing"),
-                       Error);
+  CHECK_THROWS_WITH_AS(encode(R"({"chat":[]})", chat), doctest::Contains("messages is missing"), Error);
 }
 
 TEST_CASE("inputs with nothing to be scored are counted, and leave no directory") {

@@ -76,6 +76,7 @@ void DocumentEncoder::encode_instruction(const JsonFields& record, EncodedDocume
       instruction_prompt(instruction_template(options_.template_name), text_of(record, "instruction"),
                          text_of(record, "input", true));
   const std::string answer = text_of(record, "output");
+  document.empty_reply = answer.empty();
   if (tokenizer_.add_bos) add_token(document, tokenizer_.bos_id, false);
   const size_t start = document.ids.size();
   if (options_.longlora_seam) {
@@ -93,6 +94,9 @@ void DocumentEncoder::encode_instruction(const JsonFields& record, EncodedDocume
 
 void DocumentEncoder::encode_chat(const JsonFields& record, EncodedDocument& document) const {
   const std::vector<Message> messages = messages_of(record);
+  document.empty_reply = std::ranges::any_of(messages, [](const Message& message) {
+    return message.role == "assistant" && message.content.empty();
+  });
   try {
     EncodedSegments chat =
         sinklora::encode_chat(chat_template(options_.template_name), tokenizer_, messages, false);

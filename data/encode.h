@@ -26,6 +26,7 @@ struct EncodedDocument {
   bool dropped = false;  // too long, or nothing of it would be scored; `ids` is empty
   // Dropped, and no policy could have kept it: what comes before the first scored token fills `context`.
   bool prompt_fills = false;
+  bool empty_reply = false;  // of one reply, at least, only the end is scored
 };
 
 // text:   [BOS] text [EOS], all scored; a JSON record is {"text": ...}.

@@ -189,6 +189,7 @@ void write_shards(const Tokenizer& tokenizer, const TokenizeOptions& options, co
 
   std::optional<Progress> progress;
   if (options.show_progress) progress.emplace("tokenize", megabytes.back(), "MB");
+  int64_t empty_replies = 0;
   while (next_document(work, run, record, document)) {
     position.record = record.position;
     const bool begun = record.position.number == begin.record.number && begin.consumed > 0;
@@ -199,12 +200,16 @@ void write_shards(const Tokenizer& tokenizer, const TokenizeOptions& options, co
     if (document.prompt_fills && options.show_progress && position.prompt_fills < kPlacesShown)
       fmt::print(stderr, "{}: skipped, its prompt fills the whole context of {} tokens\n", record.place,
                  options.encode.context);
+    if (document.empty_reply && options.show_progress && ++empty_replies <= kPlacesShown)
+      fmt::print(stderr, "{}: has an empty reply, of which only the end is scored\n", record.place);
     if (!document.dropped) packer.add(document, record.position.number, begun ? begin.consumed : 0);
     count(document, position);
     if (progress)
       progress->update(megabytes[static_cast<size_t>(record.position.input)] +
                        static_cast<double>(record.end_offset) / 1e6);
   }
+  if (empty_replies > kPlacesShown)
+    fmt::print(stderr, "{} records in all have an empty reply\n", empty_replies);
   document = {};
   position.record = {static_cast<int64_t>(options.inputs.size()), 0, JsonElements::Form::detect,
                      position.record.number + 1};

@@ -237,6 +237,17 @@ TEST_CASE("chats: parts of text and ShareGPT's names are read") {
                        doctest::Contains("role is \"observation\""), Error);
 }
 
+TEST_CASE("an empty reply is marked") {
+  const EncodeOptions alpaca{"alpaca", "none", false, false, 100}, chat{"chat", "llama2", false, false, 100};
+  CHECK(encode(R"({"instruction":"p","output":null})", alpaca).empty_reply);
+  CHECK_FALSE(encode(R"({"instruction":"p","output":"q"})", alpaca).empty_reply);
+  CHECK(encode(R"({"messages":[{"role":"user","content":"u"},{"role":"assistant","content":""}]})", chat)
+            .empty_reply);
+  CHECK_FALSE(
+      encode(R"({"messages":[{"role":"user","content":""},{"role":"assistant","content":"v"}]})", chat)
+          .empty_reply);
+}
+
 TEST_CASE("broken records are errors that name file and record") {
   const EncodeOptions alpaca{"alpaca", "none", false, false, 100}, chat{"chat", "llama2", false, false, 100};
   for (const char* record :

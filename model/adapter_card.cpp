@@ -9,6 +9,9 @@
 namespace sinklora {
 namespace {
 
+// All that transformers 5 may keep of the base's rope_parameters: an attention_factor would count for the new scaling.
+constexpr const char* kTheta = R"("rope_theta": config.rope_parameters["rope_theta"])";
+
 std::string python(const Json& value) {
   if (value.is_boolean()) return value.get<bool>() ? "True" : "False";
   return value.dump(-1, ' ', true, Json::error_handler_t::replace);
@@ -47,8 +50,8 @@ std::string lines_of(const RopeSettings& settings) {
       "if transformers.__version__.startswith(\"4.\"):\n"
       "    config.rope_scaling = {}\n"
       "else:\n"
-      "    config.rope_parameters = {{**config.rope_parameters, **rope}}\n",
-      settings.items, settings.none ? "None" : "rope");
+      "    config.rope_parameters = {{{}, **rope}}\n",
+      settings.items, settings.none ? "None" : "rope", kTheta);
   if (settings.positions != 0)
     lines += fmt::format("config.max_position_embeddings = {}\n", settings.positions);
   return lines;
@@ -61,9 +64,8 @@ std::string rope_remedy(const LlamaConfig& trained) {
   if (settings.items.empty()) return "";
   return fmt::format(
       "PEFT takes the RoPE scaling of the base, and this adapter was trained with {}: load the base with a "
-      "config in which config.rope_scaling = {} (transformers 5: config.rope_parameters = "
-      "{{**config.rope_parameters, {}}}){}",
-      describe(trained.rope), settings.none ? "None" : "{" + settings.items + "}", settings.items,
+      "config in which config.rope_scaling = {} (transformers 5: config.rope_parameters = {{{}, {}}}){}",
+      describe(trained.rope), settings.none ? "None" : "{" + settings.items + "}", kTheta, settings.items,
       settings.positions != 0 ? fmt::format(" and config.max_position_embeddings = {}", settings.positions)
                               : "");
 }

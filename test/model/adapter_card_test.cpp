@@ -41,7 +41,11 @@ TEST_CASE("adapter card: the RoPE scaling that PEFT knows nothing of, as lines o
   check_contains(llama3, "base_model: \"some/base\"\nlibrary_name: peft\n");
   check_contains(llama3,
                  R"({"rope_type": "llama3", "factor": 4.0, "original_max_position_embeddings": 128, )");
-  check_contains(llama3, "config.rope_parameters = {**config.rope_parameters, **rope}");
+  // An attention_factor of the base's own scaling must not count for the new one.
+  for (const std::string& text : {llama3, rope_remedy(trained("llama3:4"))}) {
+    check_contains(text, R"(config.rope_parameters = {"rope_theta": config.rope_parameters["rope_theta"], )");
+    CHECK(text.find("**config.rope_parameters") == std::string::npos);
+  }
   check_contains(llama3, "PeftModel.from_pretrained(");
   CHECK(card(trained("none")).find("rope") == std::string::npos);
   LlamaConfig yarn = trained("yarn:4");

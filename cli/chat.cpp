@@ -48,7 +48,8 @@ void run(ChatCommand& c) {
   c.inference.chunk = kPromptChunk;
   c.inference.notes = true;
   const LoadedModel loaded = load_for_inference(c.inference);
-  options.generate = {c.generation.max_new_tokens, end_of_text_ids(loaded.llama->config(), c.inference.model),
+  options.generate = {c.generation.max_new_tokens,
+                      end_of_text_ids(loaded.llama->config(), *tokenizer, c.inference.model),
                       InterruptGuard::flag()};
   CachedSession session(*loaded.llama, policy);
   Chat chat(session, *tokenizer, options);

@@ -54,7 +54,7 @@ void run(GenerateCommand& c) {
 
   CachedSession session(*loaded.llama, policy);
   const GenerateOptions options{c.generation.max_new_tokens,
-                                end_of_text_ids(loaded.llama->config(), c.inference.model)};
+                                end_of_text_ids(loaded.llama->config(), *tokenizer, c.inference.model)};
   const Reply reply = generate(session, ids, sampler, stream, options, [&](std::string_view text) {
     if (c.json == "-") return;
     fmt::print("{}", text);

@@ -181,7 +181,7 @@ struct SpecialFiles {
   void note(Tokenizer& tokenizer, const std::string& part, int64_t id, std::string_view why,
             int32_t taken) const {
     tokenizer.notes.push_back(
-        fmt::format("{}: {}_token_id is {}, {}; {} is used ({}_token in tokenizer_config.json decides)",
+        fmt::format("{}: {}_token_id is {}, {}; texts get {} ({}_token in tokenizer_config.json decides)",
                     (folder / "config.json").string(), part, shown_id(tokenizer, id), why,
                     shown_id(tokenizer, taken), part));
   }

@@ -91,8 +91,10 @@ Reply generate(Session& session, std::span<const int32_t> prompt, Sampler& sampl
   return reply;
 }
 
-std::vector<int32_t> end_of_text_ids(const LlamaConfig& config, const std::filesystem::path& model) {
+std::vector<int32_t> end_of_text_ids(const LlamaConfig& config, const Tokenizer& tokenizer,
+                                     const std::filesystem::path& model) {
   std::vector<int32_t> ids = config.eos_ids;
+  if (tokenizer.eos_id >= 0 && !contains(ids, tokenizer.eos_id)) ids.push_back(tokenizer.eos_id);
   const std::filesystem::path path = model / "generation_config.json";
   if (!std::filesystem::exists(path)) return ids;
   const Json json = read_json(path);

@@ -39,7 +39,9 @@ struct Reply {
 Reply generate(Session& session, std::span<const int32_t> prompt, Sampler& sampler, TextStream& stream,
                const GenerateOptions& options, const std::function<void(std::string_view)>& on_text);
 
-// The ids that end a text: config.json's and generation_config.json's, which has more for chat models.
-std::vector<int32_t> end_of_text_ids(const LlamaConfig& config, const std::filesystem::path& model);
+// The ids that end a text: config.json's, the tokenizer's, which are those that `tokenize` puts there, and
+// generation_config.json's, which has more for chat models.
+std::vector<int32_t> end_of_text_ids(const LlamaConfig& config, const Tokenizer& tokenizer,
+                                     const std::filesystem::path& model);
 
 }  // namespace sinklora

@@ -101,14 +101,16 @@ TEST_CASE("an empty prompt and an empty reply are refused") {
   CHECK_THROWS_AS(generate(session, prompt, sampler, stream, {.max_new_tokens = 0}, ignore), Error);
 }
 
-TEST_CASE("EOS ids are those of config.json and generation_config.json") {
+TEST_CASE("EOS ids are those of config.json, generation_config.json and the tokenizer") {
   const test::TemporaryDirectory folder;
   LlamaConfig config;
   config.eos_ids = {2};
-  CHECK(end_of_text_ids(config, folder.path()) == std::vector<int32_t>{2});
+  const auto byte = open_tokenizer("byte");
+  CHECK(end_of_text_ids(config, *byte, folder.path()) == std::vector<int32_t>{2, 257});
+  byte->eos_id = 2;
   const auto with = [&](const std::string& text) {
     std::ofstream(folder / "generation_config.json") << text;
-    return end_of_text_ids(config, folder.path());
+    return end_of_text_ids(config, *byte, folder.path());
   };
   CHECK(with(R"({"eos_token_id": 7})") == std::vector<int32_t>{2, 7});
   CHECK(with(R"({"eos_token_id": [2, 9, 7]})") == std::vector<int32_t>{2, 9, 7});

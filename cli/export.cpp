@@ -18,7 +18,7 @@ struct ExportOptions {
   bool adapter_only = false;
 };
 
-// The base of the adapter; one without scaling where it is not to be found.
+// The base of the adapter; where it is not to be found, one that has none of the adapter's settings.
 LlamaConfig base_config(const ExportOptions& options, const std::string& named) {
   if (!options.model.empty()) return read_config(options.model);
   std::error_code error;
@@ -26,6 +26,7 @@ LlamaConfig base_config(const ExportOptions& options, const std::string& named) 
     return read_config(named);
   LlamaConfig unknown;
   unknown.raw = config_json(unknown);
+  unknown.max_positions = 0;
   return unknown;
 }
 

@@ -238,6 +238,18 @@ TEST_CASE("the verbs merge, export and verify") {
   check_contains(output(folder), R"("factor": 8.0)");  // its scaling is in sinklora.json alone
   CHECK(read_adapter(folder / "copy", ModelDirectory(base).config()).modules.size() == 8);
   CHECK(run(folder, "export --out x") == 2);
+  // Of a base that is not to be found nothing is taken for granted.
+  RopeScaling yarn = parse_rope_scaling("yarn:4", LlamaConfig{}, 0);
+  for (const int64_t original : {512, 2048}) {
+    yarn.original_context = original;
+    write_run_info(folder / "adapter", {yarn, 512});
+    const fs::path copy = folder / fmt::format("copy-{}", original);
+    CHECK(run(folder, fmt::format("export --adapter-only --adapter {} --out {}", adapter, copy.string())) ==
+          0);
+    check_contains(output(folder), fmt::format(R"("original_max_position_embeddings": {})", original));
+    check_contains(output(folder), fmt::format("config.max_position_embeddings = {}", 4 * original));
+  }
+  write_run_info(folder / "adapter", {parse_rope_scaling("linear:8", LlamaConfig{}, 0), 512});
 
   CHECK(run(folder, fmt::format("verify {} {} {}/model.safetensors", merged, adapter, base)) == 0);
   CHECK(output(folder).find("linear x8") != std::string::npos);

@@ -200,8 +200,8 @@ void check_kind(const JsonFields& fields) {
   if (fields.given("quantization_config"))
     fail_input(
         "{}: quantization_config is {}; quantized weights are not read: take the model that was quantized, "
-        "or convert this one once in Python: model = AutoModelForCausalLM.from_pretrained(DIR); "
-        "model.dequantize(); model.save_pretrained(NEW)",
+        "or, if bitsandbytes did it, convert this one once in Python: model = "
+        "AutoModelForCausalLM.from_pretrained(DIR); model.dequantize(); model.save_pretrained(NEW)",
         source, shown(json["quantization_config"]));
   if (fields.given("architectures")) {
     const Json& names = json["architectures"];

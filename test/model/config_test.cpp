@@ -77,7 +77,9 @@ TEST_CASE("config: settings that change the maths are refused by name") {
   check_contains(mistral, "set model_type to \"llama\"");
   check_contains(mistral, "sliding_window");
   check_contains(error_of([] { parse(R"({"model_type":"qwen2"})"); }), "only LLaMA is implemented");
-  refuse(R"("quantization_config":{"quant_method":"gptq"})", "model.dequantize()");
+  // Of GPTQ, AWQ and most others transformers has no dequantize().
+  refuse(R"("quantization_config":{"quant_method":"gptq"})",
+         "or, if bitsandbytes did it, convert this one once in Python: model =");
   CHECK(error_of([] { parse("{}"); }).find("model_type is missing") != std::string::npos);
   CHECK(error_of([] { parse("[]"); }).find("JSON object") != std::string::npos);
   with(

@@ -45,10 +45,12 @@ Value parse_guarded(std::string_view text, const std::string& source) {
   try {
     return Value::parse(text.begin(), text.end(), guard);
   } catch (const typename Value::exception& error) {
-    const std::string_view said = error.what();
-    if (said.find("surrogate U+") != std::string_view::npos)
-      fail_input("{}: holds half of a character (a lone \\ud800 to \\udfff); take it out, or the record",
-                 source);
+    const std::string_view said = error.what(), problem = said.substr(0, said.find("; last read: "));
+    if (problem.find("surrogate U+") != std::string_view::npos) {
+      const size_t place = problem.find("at line");
+      fail_input("{}: holds half of a character (a lone \\ud800 to \\udfff) {}; take it out, or the record",
+                 source, problem.substr(place, problem.find(':', place) - place));
+    }
     fail_input("{}: not valid JSON: {}", source, printable(said));
   }
 }

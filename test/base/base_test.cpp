@@ -74,6 +74,10 @@ TEST_CASE("what JSON holds comes to a terminal as printable characters") {
       for (const char* c = error.what(); *c; ++c) CHECK((*c >= ' ' && *c <= '~'));
     }
   CHECK_THROWS_WITH_AS(parse_json(R"({"a":"\ud83d"})", "x"), doctest::Contains("half of a character"), Error);
+  CHECK_THROWS_WITH_AS(parse_json("{\n\"a\":\"\\ud83d\"}", "x"), doctest::Contains("at line 2, column 12"),
+                       Error);
+  CHECK_THROWS_WITH_AS(parse_json("{\"a\":\"a lone surrogate U+D83D \1\"}", "x"),
+                       doctest::Contains("not valid JSON"), Error);
   CHECK_THROWS_WITH_AS(parse_json("{\"a\":\"" + std::string(100'000, 'b'), "x"), doctest::Contains("bbb..."),
                        Error);
 }

@@ -1,7 +1,5 @@
 #include "model/expected_directory.h"
 
-#include <fmt/ranges.h>
-
 #include <algorithm>
 #include <fstream>
 
@@ -69,6 +67,11 @@ void expect_directory(const fs::path& path) {
       file.string(), file.filename().string());
 }
 
+void expect_no_adapter(const fs::path& directory, const std::string& checkpoint = "") {
+  if (is_there(directory / checkpoint / "adapter_config.json"))
+    fail_input("{}: is an adapter: give it as --adapter, with its base as --model", directory.string());
+}
+
 void expect_no_gguf(const fs::path& directory) {
   if (const auto names = names_with(directory, ".gguf"); !names.empty())
     fail_on_gguf(directory / names.front());
@@ -83,8 +86,7 @@ void expect_model_directory(const fs::path& directory) {
   if (directory.extension() == ".gguf" && fs::is_regular_file(directory, error)) fail_on_gguf(directory);
   expect_directory(directory);
   const std::string checkpoint = first_line(directory / "latest");  // of a run
-  if (is_there(directory / checkpoint / "adapter_config.json"))
-    fail_input("{}: is an adapter: give it as --adapter, with its base as --model", name);
+  expect_no_adapter(directory, checkpoint);
   if (is_there(directory / checkpoint / "config.json"))
     fail_input("{}: is a run: give its checkpoint {} as --model", name, (directory / checkpoint).string());
   expect_no_cache_root(directory, "config.json");
@@ -116,6 +118,7 @@ void expect_adapter_directory(const fs::path& directory) {
 
 void fail_without_weights(const fs::path& directory) {
   const std::string name = directory.string();
+  expect_no_adapter(directory);  // which may have its base's config.json beside it
   if (is_there(directory / "pytorch_model.bin") || is_there(directory / "pytorch_model.bin.index.json"))
     fail_input(
         "{}: only pickled weights (pytorch_model.bin), which are never read here; convert them once in "

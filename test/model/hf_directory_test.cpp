@@ -250,7 +250,12 @@ TEST_CASE("model directory: what stands where one is wanted is said, with what t
   said(model, "rename model.fp16.safetensors, if it is the whole model");
   fs::rename(model / "model.fp16.safetensors", model / "consolidated.safetensors");
   said(model, "consolidated.safetensors, which names the tensors otherwise");
-  fs::rename(model / "consolidated.safetensors", model / "x.gguf");
+  // An adapter may have its base's config.json beside it.
+  fs::rename(model / "consolidated.safetensors", model / "adapter_model.safetensors");
+  write_bytes(model / "adapter_config.json", "{}");
+  said(model, "is an adapter: give it as --adapter");
+  fs::remove(model / "adapter_config.json");
+  fs::rename(model / "adapter_model.safetensors", model / "x.gguf");
   said(model, "gguf_file=\"x.gguf\"");
   fs::rename(model / "x.gguf", model / "consolidated.00.pth");
   fs::rename(model / "config.json", model / "params.json");

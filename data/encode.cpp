@@ -36,7 +36,7 @@ std::string content_of(const JsonFields& message, const char* key) {
 
 // Messages as OpenAI and Hugging Face write them, or as ShareGPT does.
 std::vector<Message> messages_of(const JsonFields& record) {
-  const bool sharegpt = !record.has("messages") && record.has("conversations");
+  const bool sharegpt = !record.given("messages") && record.has("conversations");
   const char* list = sharegpt ? "conversations" : "messages";
   std::vector<Message> messages;
   for (const Json& json : record.list(list)) {

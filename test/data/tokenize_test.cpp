@@ -233,6 +233,10 @@ TEST_CASE("chats: parts of text and ShareGPT's names are read") {
   CHECK(shown(encode(R"({"conversations":[{"role":"system","content":"s"},{"role":"user","content":"u"},
     {"role":"assistant","content":"vw"}]})",
                      chat)) == wanted);
+  // A table with both columns has null in one of them.
+  CHECK(shown(encode(R"({"messages":null,"conversations":[{"from":"system","value":"s"},
+    {"from":"human","value":"u"},{"from":"gpt","value":"vw"}]})",
+                     chat)) == wanted);
   CHECK_THROWS_WITH_AS(encode(R"({"conversations":[{"from":"observation","value":"s"}]})", chat),
                        doctest::Contains("role is \"observation\""), Error);
 }

@@ -25,7 +25,7 @@ constexpr Format kFormats[] = {
     {"ARROW1\0"sv, "arrow", kDatasets},
     {"\xff\xff\xff\xff"sv, "arrow", kDatasets},  // of the kind that streams, as Hugging Face's datasets
     {"MMIDIDX\0\0"sv, "Megatron's index", "the tokens are in the .bin beside it"},
-    {"version https://git-lfs"sv, "a Git LFS pointer to the file", "run git lfs pull"},
+    {kGitLfsPointer, "a Git LFS pointer to the file", "run git lfs pull"},
 };
 
 }  // namespace

@@ -11,6 +11,8 @@ namespace sinklora {
 // begins so.
 void refuse_foreign_format(std::string_view head, const std::string& source);
 
+inline constexpr std::string_view kGitLfsPointer = "version https://git-lfs";  // begins so
+
 inline constexpr size_t kForeignFormatBytes = 64;  // of a file's beginning are enough
 
 }  // namespace sinklora

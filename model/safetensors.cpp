@@ -6,6 +6,7 @@
 #include <set>
 
 #include "base/error.h"
+#include "base/foreign_format.h"
 #include "base/json.h"
 
 namespace sinklora {
@@ -44,12 +45,9 @@ float element_as_float(DType dtype, const std::byte* at) {
 std::vector<TensorInfo> read_header(const ReadFile& file) {
   const std::string source = file.path().string();
   if (file.size() < 8) fail_input("{}: {} bytes are too few for a safetensors file", source, file.size());
-  constexpr std::string_view kPointer = "version https://git-lfs";
-  std::string begin(std::min(kPointer.size(), static_cast<size_t>(file.size())), '\0');
+  std::string begin(std::min(kGitLfsPointer.size(), static_cast<size_t>(file.size())), '\0');
   file.read(0, std::as_writable_bytes(std::span(begin)));
-  if (begin == kPointer)
-    fail_input("{}: a pointer of Git LFS in place of the file itself: run `git lfs pull` in its repository",
-               source);
+  if (begin == kGitLfsPointer) refuse_foreign_format(begin, source);
   uint64_t length = 0;
   std::memcpy(&length, begin.data(), sizeof length);
   if (length > static_cast<uint64_t>(kMaxSafetensorsHeader))

@@ -244,5 +244,6 @@ TEST_CASE("safetensors: a pointer of Git LFS is told from a damaged file") {
               "version https://git-lfs.github.com/spec/v1\noid "
               "sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5"
               "e2ca24d17e2393\nsize 12345\n");
-  check_contains(error_of([&] { SafetensorsFile file(folder / "x.safetensors"); }), "git lfs pull");
+  check_contains(error_of([&] { SafetensorsFile file(folder / "x.safetensors"); }),
+                 "looks like a Git LFS pointer to the file: run git lfs pull");
 }

@@ -41,7 +41,6 @@ void write_weights(const fs::path& folder, const TrainOptions& options, Ops& ops
   if (options.trainable != "full") {
     write_adapter(folder, weights.adapter(ops), options.lora_alpha, options.model.string());
     write_run_info(folder, {config.rope, options.context, base});
-    write_adapter_card(folder, options.model.string(), config, options.context);
     return;
   }
   config.max_positions = trained_reach(config, options.context);
@@ -133,6 +132,8 @@ void save_checkpoint(const TrainOptions& options, Ops& ops, const Weights& weigh
                   {"fingerprint", fingerprint}};
   write_text_atomically(folder.path() / kStateFile, json.dump(2) + "\n");
   write_sums(folder.path());
+  if (options.trainable != "full")  // without a sum: an edited one is no damage
+    write_adapter_card(folder.path(), options.model.string(), config, options.context);
   folder.commit();
 }
 

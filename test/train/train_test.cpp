@@ -452,6 +452,8 @@ TEST_CASE("an adapter is evaluated with the RoPE scaling that it was trained wit
   const std::string line = R"({"type": "linear", "factor": 2.0, "rope_type": "linear"})";
   for (const auto& file : {adapter / "README.md", o.out / "train.log"})
     CHECK(read_text(file, 1 << 16).find(line) != std::string::npos);
+  write_text_atomically(adapter / "README.md", "My model.\n");  // it is there to be edited
+  CHECK_NOTHROW(verify_sums(adapter));
 }
 
 TEST_CASE("a run of which no checkpoint is whole is not begun anew over its metrics") {

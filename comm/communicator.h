@@ -58,6 +58,9 @@ class Communicator {
   virtual void gather_on_host(std::span<const std::byte> mine, std::span<std::byte> all) = 0;
   virtual void barrier() = 0;
 
+  // Where this rank leaves its flight record if the run fails; empty: nowhere. A rank that aborts while it leaves
+  // none spares the others theirs: its words explain the end.
+  virtual void leave_record_in(const std::filesystem::path&) {}
   // Ends every call of every rank, now and later, with `reason` and this rank's name. A communicator that is
   // destroyed while an exception passes aborts by itself.
   virtual void abort(const std::string& reason) noexcept = 0;

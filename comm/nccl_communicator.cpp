@@ -115,6 +115,7 @@ class Nccl : public Communicator {
     host_->gather_on_host(mine, all);
   }
   void barrier() override { host_->barrier(); }
+  void leave_record_in(const std::filesystem::path& folder) override { host_->leave_record_in(folder); }
   void abort(const std::string& reason) noexcept override { host_->abort(reason); }
 
  private:

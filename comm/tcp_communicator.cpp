@@ -86,6 +86,7 @@ class Tcp : public TcpCommunicator {
       gather(std::span(all).subspan(rank_, 1), all);
     }));
   }
+  void leave_record_in(const std::filesystem::path& folder) override { watchdog_.leave_record_in(folder); }
   void abort(const std::string& reason) noexcept override { watchdog_.abort(reason); }
 
  private:

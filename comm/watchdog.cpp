@@ -13,7 +13,7 @@
 namespace sinklora {
 namespace {
 
-constexpr uint32_t kBeat = 1, kGoodbye = 2, kAbort = 3;
+constexpr uint32_t kBeat = 1, kGoodbye = 2, kAbort = 3, kUnrecordedAbort = 4;
 constexpr size_t kLongestReason = 4096;
 
 struct Message {
@@ -44,6 +44,7 @@ Watchdog::Watchdog(int rank, std::vector<std::string> names, std::vector<Descrip
       // Ten beats before a silence counts, and a verdict at most a tenth of a time-out late.
       beat_s_(std::min({1.0, options.timeout_s / 10, options.silence_s / 10})),
       standings_(names_.size()),
+      flight_directory_(options.flight_directory),
       wake_event_(make_event()),
       judged_event_(make_event()) {
   if (!(options.timeout_s > 0 && options.silence_s > 0))
@@ -62,8 +63,18 @@ Watchdog::~Watchdog() {
   thread_.join();
 }
 
+void Watchdog::leave_record_in(const std::filesystem::path& folder) {
+  const std::lock_guard lock(mutex_);
+  flight_directory_ = folder;
+}
+
 void Watchdog::abort(const std::string& reason) {
-  decide(fmt::format("{} aborted: {}", names_[rank_], reason));
+  bool recorded = false;
+  {
+    const std::lock_guard lock(mutex_);
+    recorded = !flight_directory_.empty();
+  }
+  decide(fmt::format("{} aborted: {}", names_[rank_], reason), recorded);
 }
 
 std::string Watchdog::verdict() const {
@@ -91,11 +102,12 @@ void Watchdog::on_verdict(std::function<void()> action) {
   if (action) action();
 }
 
-void Watchdog::decide(const std::string& reason) {
+void Watchdog::decide(const std::string& reason, bool recorded) {
   {
     const std::lock_guard lock(mutex_);
     if (!verdict_.empty()) return;
     verdict_ = reason.substr(0, kLongestReason);
+    recorded_ = recorded;
   }
   judged_.notify_all();
   ring(judged_event_);
@@ -163,12 +175,13 @@ void Watchdog::understand(Peer& peer) {
   Message message;
   while (bytes.size() - used >= sizeof message) {
     std::memcpy(&message, bytes.data() + used, sizeof message);
-    if (message.length > kLongestReason || message.kind < kBeat || message.kind > kAbort) throw PeerClosed();
+    if (message.length > kLongestReason || message.kind < kBeat || message.kind > kUnrecordedAbort)
+      throw PeerClosed();
     if (bytes.size() - used < sizeof message + message.length) break;
     const std::string text(reinterpret_cast<const char*>(bytes.data()) + used + sizeof message,
                            message.length);
     used += sizeof message + message.length;
-    if (message.kind == kAbort) decide(text);
+    if (message.kind >= kAbort) decide(text, message.kind == kAbort);
     if (message.kind == kGoodbye) peer.said_goodbye = true;
     for (const Lane lane : {Lane::host, Lane::device})
       note(peer.rank, lane, message.calls[static_cast<int>(lane)]);
@@ -251,15 +264,18 @@ void Watchdog::judge_calls(Lane lane) {
 void Watchdog::execute() {
   if (std::exchange(executed_, true)) return;
   const std::string reason = verdict();
-  for (Peer& peer : peers_) send(peer, kAbort, reason);
   std::function<void()> action;
+  std::filesystem::path folder;
+  uint32_t kind = kUnrecordedAbort;
   {
     const std::lock_guard lock(mutex_);
     action = action_;
+    if (recorded_) folder = flight_directory_, kind = kAbort;
   }
+  for (Peer& peer : peers_) send(peer, kind, reason);
   if (action) action();
   end_of_grace_ = after(options_.grace_s);
-  record_.write(options_.flight_directory, reason);
+  record_.write(folder, reason);
 }
 
 }  // namespace sinklora

@@ -27,8 +27,9 @@ class Watchdog {
   Watchdog(const Watchdog&) = delete;
   Watchdog& operator=(const Watchdog&) = delete;
 
-  void abort(const std::string& reason);  // the verdict, unless there is one
-  std::string verdict() const;            // empty: all is well
+  void leave_record_in(const std::filesystem::path& folder);  // as Communicator has it
+  void abort(const std::string& reason);                      // the verdict, unless there is one
+  std::string verdict() const;                                // empty: all is well
   std::string verdict_within(double seconds) const;
   void check() const;  // throws the verdict
   // Readable once there is a verdict, for poll().
@@ -58,7 +59,7 @@ class Watchdog {
   void judge();
   void judge_calls(Lane lane);
   void execute();
-  void decide(const std::string& reason);
+  void decide(const std::string& reason, bool recorded = true);
 
   const int rank_;
   const std::vector<std::string> names_;
@@ -71,6 +72,8 @@ class Watchdog {
   mutable std::mutex mutex_;
   mutable std::condition_variable judged_;
   std::string verdict_;
+  std::filesystem::path flight_directory_;
+  bool recorded_ = true;  // the verdict is one to leave a record of
   bool leaving_ = false;
   std::function<void()> action_;
   Descriptor wake_event_, judged_event_;

@@ -151,8 +151,8 @@ void settle_checkpoints(const TrainOptions& options, int64_t before, int64_t ste
 }
 
 void remove_unfinished(const fs::path& out) {
-  remove_leftovers(out,
-                   {"step-", "latest", "metrics.jsonl", "loss.svg", "run.toml", "env.json", "eval.jsonl"});
+  remove_leftovers(out, {"step-", "latest", "metrics.jsonl", "loss.svg", "run.toml", "env.json", "eval.jsonl",
+                         "flight.rank"});
 }
 
 bool holds_checkpoints(const fs::path& out) { return !checkpoints_newest_first(out).empty(); }

@@ -63,7 +63,6 @@ ExitCode join_ranks(const RankOptions& options, const LaunchEnvironment& launch,
   waits.timeout_s = options.timeout_s;
   waits.silence_s = std::min(kSilence, options.timeout_s);
   waits.grace_s = kGrace;
-  waits.flight_directory = options.flight_directory;
   Rendezvous meeting = rendezvous_of(launch, SINKLORA_VERSION);
   meeting.timeout_s = std::min(meeting.timeout_s, options.timeout_s);
   auto host = make_tcp_communicator(meeting, waits);
@@ -111,15 +110,14 @@ int run_on_ranks(const RankOptions& options, const RankWork& work) {
 }
 
 int train_on_ranks(const TrainOptions& options) {
-  return run_on_ranks(
-      {options.device, options.precision, options.gpus, options.rank_timeout, options.out, options.quiet},
-      [&](const RankPlace& place) {
-        TrainOptions mine = options;
-        mine.device_index = place.device_index;
-        mine.processes_here = place.processes_here;
-        mine.free_memory = place.free_memory;
-        return train(mine, *place.ops, place.ranks);
-      });
+  return run_on_ranks({options.device, options.precision, options.gpus, options.rank_timeout, options.quiet},
+                      [&](const RankPlace& place) {
+                        TrainOptions mine = options;
+                        mine.device_index = place.device_index;
+                        mine.processes_here = place.processes_here;
+                        mine.free_memory = place.free_memory;
+                        return train(mine, *place.ops, place.ranks);
+                      });
 }
 
 }  // namespace sinklora

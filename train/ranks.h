@@ -10,10 +10,9 @@ namespace sinklora {
 
 struct RankOptions {
   std::string device = "cpu", precision = "fp32";
-  std::string gpus = "1";                       // processes to start on this machine, or "all"
-  double timeout_s = 600;                       // that ranks wait for one another
-  std::filesystem::path flight_directory = {};  // for the flight records of a failure; empty: none
-  bool quiet = false;                           // do not say which launcher was found
+  std::string gpus = "1";  // processes to start on this machine, or "all"
+  double timeout_s = 600;  // that ranks wait for one another
+  bool quiet = false;      // do not say which launcher was found
 };
 
 // What a rank has to work with.

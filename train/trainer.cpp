@@ -138,6 +138,8 @@ class Trainer {
                   {"shard base", std::to_string(options_.shard_base)},
                   {"on non-finite", options_.on_nonfinite}});
     if (first_rank()) resume();
+    ranks_.barrier();
+    ranks_.leave_record_in(options_.out);  // from here on OUT is this run's
     share_state(ranks_, model_->weights(), state_);
     state_.planned_steps = steps_;
     const SignalGuard signals;
@@ -168,6 +170,9 @@ class Trainer {
     if (!stopped) say("{}", note_for_peft(options_, setup_.config));
     return stopped ? ExitCode::preempted : ExitCode::ok;
   } catch (const std::exception& error) {
+    // A refusal, a full disk or a NaN says all in its words; only calls that went wrong need records.
+    if (const auto* known = dynamic_cast<const Error*>(&error); known && known->code < ExitCode::communicator)
+      ranks_.leave_record_in({});
     // While the memory of calls under way still lives.
     ranks_.abort(error.what());
     try {

@@ -11,6 +11,7 @@
 #include "comm/watchdog.h"
 #include "test/comm/processes.h"
 #include "test/comm/thread_communicator.h"
+#include "test/model/files.h"
 #include "test/temporary.h"
 
 using namespace sinklora;
@@ -151,6 +152,26 @@ TEST_CASE("communicators leave no descriptor and no thread behind, whether the r
     return fmt::format("{} {}", open_descriptors() - before, threads() - threads_before);
   });
   for (int rank = 0; rank < 3; ++rank) CHECK(ranks.end(rank, 10).text == "0 0");
+}
+
+TEST_CASE("a rank that aborts leaves records on all, unless it keeps none itself") {
+  for (const bool keeps : {true, false}) {
+    CAPTURE(keeps);
+    const TemporaryDirectory folder(memory_folder());
+    Place place;
+    Processes ranks(3, [&](int rank) -> std::string {
+      const auto communicator = make_tcp_communicator(place.of(rank, 3), options_with(5, 5));
+      communicator->leave_record_in(folder.path());
+      communicator->barrier();
+      if (rank == 2 && !keeps) communicator->leave_record_in({});
+      if (rank == 2) communicator->abort("on purpose");
+      for (;;) communicator->barrier();
+    });
+    for (int rank = 0; rank < 3; ++rank) {
+      check_contains(ranks.end(rank, 10).text, "aborted: on purpose");
+      CHECK(std::filesystem::exists(folder / fmt::format("flight.rank{}.json", rank)) == keeps);
+    }
+  }
 }
 
 TEST_CASE("the flight record keeps the last calls, and says which were not finished") {

@@ -110,6 +110,10 @@ std::vector<pid_t> ranks_of(const RunningProgram& launcher) {
   return ids;
 }
 
+bool left_records(const Runs& runs, const std::string& name) {
+  return fs::exists(runs.out(name) / "flight.rank0.json") || fs::exists(runs.out(name) / "flight.rank1.json");
+}
+
 bool under_way(const Runs& runs, const std::string& name) {
   return eventually(20, [&] {
     std::ifstream file(runs.out(name) / "metrics.jsonl");
@@ -275,6 +279,7 @@ TEST_CASE("a non-finite loss ends or skips the step on all ranks, with the sampl
   const size_t samples = stopped.output.find("samples of rank 0: ");
   REQUIRE(samples != std::string::npos);
   CHECK(stopped.output.find("; rank 1: ", samples) != std::string::npos);
+  CHECK(!left_records(runs, "stopped"));
   const ProgramRun skipped = run_program(replace_model("skipped", "--on-nonfinite skip"));
   CHECK_MESSAGE(skipped.exit_code == 5, skipped.output);  // all of them
   CHECK(runs.losses("stopped").empty());
@@ -302,6 +307,16 @@ TEST_CASE(
     CHECK(log.find(" ended with exit code") == std::string::npos);  // nobody failed
     runs.run(name, 1, fmt::format("--steps {}", steps + 1));
   }
+}
+
+TEST_CASE("a run that is refused leaves no flight records in the folder of another") {
+  const Runs runs;
+  runs.run("run", 1, "--steps 1");
+  CHECK(run_program(runs.command("run", 2, "--steps 2 --beta1 0.8")).exit_code != 0);
+  CHECK(!left_records(runs, "run"));
+  const DirectoryLock other(runs.out("run"));
+  CHECK(run_program(runs.command("run", 2, "--steps 2")).exit_code != 0);
+  CHECK(!left_records(runs, "run"));
 }
 
 TEST_CASE("a trigger file saves without stopping") {

@@ -139,7 +139,10 @@ TEST_CASE("a second run in the same folder is refused and touches nothing") {
     CHECK_THROWS_AS(train(options), Error);
     CHECK(std::filesystem::exists(options.out / ".tmp-step-00000001"));
   }
+  std::filesystem::create_directories(options.out / ".tmp-flight.rank1.json-7.0");
   CHECK(train(options) == ExitCode::ok);
+  for (const auto& entry : std::filesystem::directory_iterator(options.out))
+    CHECK_MESSAGE(!entry.path().filename().string().starts_with('.'), entry.path());
 }
 
 TEST_CASE("training learns, and recompute and bf16 storage keep it on the same course") {

@@ -134,6 +134,7 @@ class RankProcesses {
         ::dup2(input.get(), STDOUT_FILENO);
         ::dup2(input.get(), STDERR_FILENO);
       }
+      ::signal(SIGTTOU, SIG_IGN);  // its group is not the terminal's, which under `stty tostop` would stop it
       ::sigprocmask(SIG_SETMASK, &former_mask_, nullptr);
       ::execve(arguments[0], arguments.data(), environment.data());
       ::_exit(127);

@@ -2,6 +2,8 @@
 #include "comm/launcher.h"
 
 #include <doctest/doctest.h>
+#include <pty.h>
+#include <termios.h>
 
 #include <chrono>
 #include <fstream>
@@ -116,6 +118,37 @@ TEST_CASE(
   CHECK(stopped.code(20) == "6");
   CHECK(stopped.output().find("rank 1 still runs") != std::string::npos);
   CHECK(eventually(10, [&] { return !stopped.lives("pid1"); }));
+}
+
+TEST_CASE("ranks speak at a terminal that stops programs in the background when they do (stty tostop)") {
+  int terminal = -1;
+  const pid_t child = ::forkpty(&terminal, nullptr, nullptr, nullptr);
+  REQUIRE(child >= 0);
+  if (child == 0) {
+    termios settings{};
+    ::tcgetattr(0, &settings);
+    settings.c_lflag |= TOSTOP;
+    ::tcsetattr(0, TCSANOW, &settings);
+    ::_exit(launch_ranks({{"/bin/sh", "-c", "echo spoken"}, 2, 5}));
+  }
+  const Descriptor end(terminal);
+  ::fcntl(terminal, F_SETFL, O_NONBLOCK);
+  std::string heard;
+  const auto listen = [&] {
+    char piece[256];
+    for (ssize_t got; (got = ::read(terminal, piece, sizeof piece)) > 0;)
+      heard.append(piece, static_cast<size_t>(got));
+  };
+  int status = -1;
+  const bool ended = eventually(20, [&] {
+    listen();
+    return ::waitpid(child, &status, WNOHANG) == child;
+  });
+  listen();
+  if (!ended) ::kill(child, SIGKILL), ::waitpid(child, nullptr, 0);
+  CHECK(ended);
+  CHECK(status == 0);
+  CHECK_MESSAGE(heard.find("spoken") != heard.rfind("spoken"), heard);
 }
 
 TEST_CASE("signals reach every rank once; all ranks saved is exit code 75") {

@@ -58,6 +58,10 @@ class RankProcesses {
     if (::sigprocmask(SIG_BLOCK, &waited_for, &former_mask_) != 0) refuse("sigprocmask");
     signals_ = Descriptor(::signalfd(-1, &waited_for, SFD_CLOEXEC | SFD_NONBLOCK));
     if (!signals_) refuse("signalfd");
+    // Where nobody reads its words any more, the ranks go on.
+    struct sigaction ignore {};
+    ignore.sa_handler = SIG_IGN;
+    ::sigaction(SIGPIPE, &ignore, &former_pipe_);
   }
   ~RankProcesses() {
     for (const RankProcess& rank : ranks_)
@@ -66,6 +70,7 @@ class RankProcesses {
         ::waitpid(rank.id, nullptr, 0);
       }
     answer_signals();  // a late one must not end this program, which has its exit code
+    ::sigaction(SIGPIPE, &former_pipe_, nullptr);
     ::sigprocmask(SIG_SETMASK, &former_mask_, nullptr);
   }
 
@@ -135,6 +140,7 @@ class RankProcesses {
         ::dup2(input.get(), STDERR_FILENO);
       }
       ::signal(SIGTTOU, SIG_IGN);  // its group is not the terminal's, which under `stty tostop` would stop it
+      ::sigaction(SIGPIPE, &former_pipe_, nullptr);
       ::sigprocmask(SIG_SETMASK, &former_mask_, nullptr);
       ::execve(arguments[0], arguments.data(), environment.data());
       ::_exit(127);
@@ -231,6 +237,7 @@ class RankProcesses {
   const Launch& launch_;
   std::vector<RankProcess> ranks_;
   sigset_t former_mask_{};
+  struct sigaction former_pipe_ {};
   Descriptor signals_;
   int first_failure_ = -1, failure_code_ = 0;
   bool preempted_ = false, killing_ = false;

@@ -151,6 +151,24 @@ TEST_CASE("ranks speak at a terminal that stops programs in the background when 
   CHECK_MESSAGE(heard.find("spoken") != heard.rfind("spoken"), heard);
 }
 
+TEST_CASE(
+    "a launcher whose words nobody reads any more stays with its ranks, whose own pipes end them as ever") {
+  Processes launcher(1, [](int) {
+    ::signal(SIGPIPE, SIG_DFL);
+    int ends[2];
+    if (::pipe(ends) != 0) return std::string("no pipe");
+    ::close(ends[0]);
+    ::dup2(ends[1], STDERR_FILENO);
+    const std::string script =
+        "[ $((0x$(sed -n 's/^SigIgn:.//p' /proc/self/status) & 0x1000)) = 0 ] || exit 9;"
+        "[ $SINKLORA_RANK = 0 ] || echo spoken; sleep 0.1";
+    return std::to_string(launch_ranks({{"/bin/sh", "-c", script}, 2, 5}));
+  });
+  const End end = launcher.end(0, 20);
+  CHECK(end.signal == 0);
+  CHECK(end.text == "0");
+}
+
 TEST_CASE("signals reach every rank once; all ranks saved is exit code 75") {
   Launched run(
       "trap 'echo caught >> caught$SINKLORA_RANK; exit 75' TERM; touch ready$SINKLORA_RANK;"

@@ -11,21 +11,32 @@ namespace sinklora {
 std::string lines_up_to(const std::filesystem::path& path, int64_t step,
                         const std::function<void(const Json&)>& each) {
   std::string kept;
+  int64_t bad = 0;
   std::ifstream old(path);
   for (std::string line; std::getline(old, line);) {
     if (old.eof()) break;  // no newline at its end: torn by a kill
-    const Json json = parse_json(line, path.string());
-    if (json.value("step", int64_t{0}) > step) break;
-    if (each) each(json);
-    kept += line + "\n";
+    try {
+      const Json json = parse_json(line, path.string());
+      if (!json.at("step").is_number_integer()) fail_input("step is no whole number");
+      if (json["step"] > step) break;
+      if (each) each(json);
+      kept += line + "\n";
+    } catch (const Error&) {
+      ++bad;
+    } catch (const Json::exception&) {
+      ++bad;
+    }
   }
+  if (bad > 0)
+    fmt::print(stderr, "{}: lines that are no record of a step, and are left out: {}\n", path.string(), bad);
   return kept;
 }
 
 MetricsLog::MetricsLog(const std::filesystem::path& out, int64_t resumed_step) {
   const std::filesystem::path path = out / "metrics.jsonl";
   const std::string kept = lines_up_to(path, resumed_step, [&](const Json& json) {
-    if (!json.value("skipped", false)) losses_.emplace_back(json.value("step", 0.0), json.value("loss", 0.0));
+    if (!json.value("skipped", false)) losses_.emplace_back(json.at("step"), json.at("loss").get<double>());
+    last_step_ = json.at("step");
   });
   write_text_atomically(path, kept);
   file_.emplace(path);

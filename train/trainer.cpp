@@ -219,6 +219,9 @@ class Trainer {
   bool make_steps() {
     if (first_rank()) {
       log_.emplace(options_.out, state_.step);
+      if (goes_on_ && log_->last_step() < state_.step)
+        say("           metrics.jsonl has no lines of the steps after {}: they are lost\n",
+            log_->last_step());
       peak_ = peak_operations(options_.device, options_.precision, options_.device_index);
     }
     Loader loader(*data_, {options_.batch, options_.accumulate, static_cast<uint64_t>(options_.seed),
@@ -310,6 +313,7 @@ class Trainer {
       if (newest && step_of(*newest) > state_.step)
         fail_usage("--resume {}: --out holds {}, which is newer; move that one away or choose another --out",
                    checkpoint->string(), newest->string());
+      goes_on_ = newest.has_value();
       if (newest) settle_checkpoints(options_, step_of(*newest), step_of(*newest));
       say("resuming   {} at step {}\n", checkpoint->string(), state_.step);
       if (state_.planned_steps > 0 && state_.planned_steps != steps_ && options_.schedule != "constant")
@@ -462,6 +466,7 @@ class Trainer {
   int64_t steps_ = 0, first_step_ = 0, saved_step_ = 0, evaluated_step_ = -1, skips_ = 0;
   std::unique_ptr<Llama> model_;
   TrainState state_;
+  bool goes_on_ = false;               // with a run that is in OUT
   std::optional<MetricsLog> log_;      // of rank 0
   std::optional<AppendFile> console_;  // of rank 0: train.log
   std::optional<double> peak_;         // operations a second of rank 0's GPU, where it is known

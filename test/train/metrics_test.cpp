@@ -4,6 +4,7 @@
 
 #include <fstream>
 
+#include "base/files.h"
 #include "test/temporary.h"
 
 using namespace sinklora;
@@ -25,4 +26,22 @@ TEST_CASE("metrics survive a torn last line and drop what comes after the resume
   MetricsLog log(folder.path(), 100);
   REQUIRE(log.losses().size() == 4);
   CHECK(log.losses().back().second == 0.5);
+}
+
+TEST_CASE("lines that are no records of steps are left out, and keep no run from going on") {
+  const TemporaryDirectory folder;
+  const auto write = [&](const std::string& text) { write_text_atomically(folder / "metrics.jsonl", text); };
+  const std::string first = "{\"step\": 1, \"loss\": 2.5}\n", third = "{\"step\": 3, \"loss\": 1.5}\n";
+  for (const std::string bad :
+       {"[]", "null", "5", "", "{", "{}", "{\"step\":\"x\"}", "{\"step\":1e300,\"loss\":1}",
+        "{\"step\":2,\"loss\":null}", "{\"step\":2}", "{\"step\":2,\"loss\":1,\"skipped\":3}", "\xff"}) {
+    CAPTURE(bad);
+    write(first + bad + "\n" + third);
+    const MetricsLog log(folder.path(), 3);
+    CHECK(log.losses() == std::vector<std::pair<double, double> >{{1, 2.5}, {3, 1.5}});
+    CHECK(log.last_step() == 3);
+    CHECK(read_text(folder / "metrics.jsonl", 1000) == first + third);
+  }
+  write(first + std::string(4096, '\0') + "\n");
+  CHECK(MetricsLog(folder.path(), 3).last_step() == 1);
 }

@@ -191,6 +191,19 @@ TEST_CASE("a checkpoint that was copied or renamed is not taken for one of the s
   CHECK(step_of("step-123456789") == 123456789);
 }
 
+TEST_CASE("a run whose metrics and evaluations are damaged goes on, and says which lines are lost") {
+  const TemporaryDirectory folder;
+  TrainOptions o = made_run(folder, 0);
+  write_text_atomically(o.out / "metrics.jsonl", "[]\n");
+  write_text_atomically(o.out / "eval.jsonl", "{\"step\":null}\n{\"nll\":1}\n");
+  o.steps = 5;
+  o.eval_data = o.data, o.eval_every = 1;
+  train(o);
+  CHECK(timeless_metrics(o.out).size() == 1);
+  check_contains(read_text(o.out / "train.log", 1 << 20), "no lines of the steps after 0");
+  CHECK(read_text(o.out / "eval.jsonl", 1000).starts_with("{\"step\":4,"));
+}
+
 TEST_CASE("resuming with other options names the one that differs") {
   const TemporaryDirectory folder;
   write_inputs(folder);

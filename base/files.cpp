@@ -120,6 +120,10 @@ AppendFile::AppendFile(fs::path path)
 void AppendFile::write(std::string_view text) {
   write_fully(descriptor_.get(), std::as_bytes(std::span(text)), path_);
 }
+void AppendFile::sync() {
+  if (::fdatasync(descriptor_.get()) != 0 && errno != EINVAL)  // as sync_path() has it
+    fail_input("{}: cannot flush to disk: {}", path_.string(), reason());
+}
 
 AtomicDirectory::AtomicDirectory(fs::path path, Existing existing) : final_(std::move(path)) {
   if (!final_.has_filename()) final_ = final_.parent_path();

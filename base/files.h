@@ -52,6 +52,7 @@ class AppendFile {
  public:
   explicit AppendFile(std::filesystem::path path);
   void write(std::string_view text);
+  void sync();  // until then a crash of the machine may leave anything
 
  private:
   std::filesystem::path path_;

@@ -34,6 +34,7 @@ class MetricsLog {
   // Opens OUT/metrics.jsonl and drops the lines after `resumed_step` and a torn last one.
   MetricsLog(const std::filesystem::path& out, int64_t resumed_step);
   void write(const StepMetrics& metrics);
+  void sync() { file_->sync(); }
   int64_t last_step() const { return last_step_; }  // that was kept; 0: none
   const std::vector<std::pair<double, double>>& losses() const {
     return losses_;

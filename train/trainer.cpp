@@ -439,6 +439,7 @@ class Trainer {
   // Rank 0 has everything that goes into a checkpoint; the others wait for it in the next step.
   void save() {
     if (first_rank()) {
+      log_->sync();  // no checkpoint whose steps have no lines
       save_checkpoint(options_, ops_, model_->weights(), setup_.config, state_, fingerprint_);
       settle_checkpoints(options_, saved_step_, state_.step);
     }

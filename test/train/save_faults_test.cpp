@@ -214,6 +214,7 @@ TEST_CASE(
 TEST_CASE("a disk that is full or fails at any call of saving: a clear message, and nothing old is damaged") {
   Saving saving;
   for (const std::string fault : {"enospc", "eio"}) {
+    bool metrics_flushed = false;
     int call = 1;
     for (;; ++call) {
       saving.begin();
@@ -228,10 +229,12 @@ TEST_CASE("a disk that is full or fails at any call of saving: a clear message, 
       CHECK(said.find(fault == "eio" ? "Input/output error" : "No space left on device") !=
             std::string::npos);
       CHECK(said.find("sinklora: " + saving.out().string()) != std::string::npos);
+      metrics_flushed |= said.find("metrics.jsonl: cannot flush to disk") != std::string::npos;
       saving.check_kept();
       saving.check_clean();
       if (call % every(8) == 0) saving.check_goes_on();
     }
+    CHECK(metrics_flushed);
     CHECK(call > 20);
     MESSAGE(fault << ": " << (call - 1) << " calls");
   }

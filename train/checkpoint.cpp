@@ -155,6 +155,8 @@ void remove_unfinished(const fs::path& out) {
                          "flight.rank"});
 }
 
+bool holds_run(const fs::path& out) { return fs::exists(out / "metrics.jsonl") || holds_checkpoints(out); }
+
 bool holds_checkpoints(const fs::path& out) { return !checkpoints_newest_first(out).empty(); }
 
 std::optional<fs::path> newest_checkpoint(const fs::path& out) {

@@ -37,6 +37,7 @@ void remove_unfinished(const std::filesystem::path& out);
 std::optional<std::filesystem::path> newest_checkpoint(const std::filesystem::path& out);
 
 bool holds_checkpoints(const std::filesystem::path& out);  // whole ones or not
+bool holds_run(const std::filesystem::path& out);          // those, or metrics
 
 // Puts weights and moments in place. Throws Error(usage) naming the option that differs from the saved run's.
 TrainState load_checkpoint(const std::filesystem::path& checkpoint, Ops& ops, Weights& weights,

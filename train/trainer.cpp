@@ -85,7 +85,7 @@ void prepare_output(const TrainOptions& options) {
       fail_usage("--out {}: holds a {}, so it is a model, an adapter or a dataset; choose another directory",
                  options.out.string(), file);
   if (::access(options.out.c_str(), W_OK) != 0) fail_usage("--out {}: not writable", options.out.string());
-  if (options.resume == "never" && fs::exists(options.out / "metrics.jsonl"))
+  if (options.resume == "never" && holds_run(options.out))
     fail_usage("--out {}: holds a run already and --resume is never; choose another directory",
                options.out.string());
 }

@@ -1,53 +1,15 @@
 // How a run ends that somebody ends: signals, also during an evaluation, and a console that has gone.
 #include <doctest/doctest.h>
 
-#include <csignal>
-#include <fstream>
-
 #include "base/files.h"
 #include "base/json.h"
 #include "test/comm/processes.h"
 #include "test/run_program.h"
-#include "test/temporary.h"
-#include "test/train/toy_inputs.h"
+#include "test/train/runs.h"
 #include "train/checkpoint.h"
 
 using namespace sinklora;
 using namespace sinklora::test;
-
-namespace {
-
-class Runs {
- public:
-  Runs() : folder_(memory_folder()) {
-    std::signal(SIGHUP, SIG_DFL);  // what runs inherit, where the tests themselves are under nohup as well
-    write_toy_config(folder_ / "model");
-    write_stream("data.bin", 40 * kContext);
-  }
-  void write_stream(const std::string& name, int64_t tokens) const {
-    std::ofstream data(folder_ / name, std::ios::binary);
-    for (int64_t i = 0; i < tokens; ++i) {
-      const auto id = static_cast<uint16_t>(i % 7);
-      data.write(reinterpret_cast<const char*>(&id), 2);
-    }
-  }
-  std::filesystem::path out() const { return folder_ / "run"; }
-  std::string path(const std::string& name) const { return (folder_ / name).string(); }
-  std::string command(const std::string& more) const {
-    return fmt::format(
-        "train --model '{}' --init random --trainable full --data '{}' --out '{}' --context {} --warmup 1 {}",
-        path("model"), path("data.bin"), out().string(), kContext, more);
-  }
-  int64_t steps() const {
-    std::ifstream file(out() / "metrics.jsonl");
-    return std::count(std::istreambuf_iterator<char>(file), {}, '\n');
-  }
-
- private:
-  const TemporaryDirectory folder_;
-};
-
-}  // namespace
 
 TEST_CASE("a run whose terminal is closed saves and ends with 75; under nohup it goes on") {
   for (const bool ignored : {false, true}) {

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
 #include <filesystem>
 #include <fstream>
@@ -117,8 +118,9 @@ void add_device(CLI::App& app, std::string& device, std::string& precision) {
       {"auto", "bf16", "fp32"});
 }
 
-CLI::Option* accept_run(CLI::Option* directory) {
-  const auto newest = [](const std::string& text) {
+CLI::Option* accept_run(CLI::Option* directory, const std::vector<std::string>& words) {
+  const auto newest = [words](const std::string& text) {
+    if (std::find(words.begin(), words.end(), text) != words.end()) return text;
     std::string checkpoint;
     std::ifstream latest(std::filesystem::path(text) / "latest");
     return std::getline(latest, checkpoint) ? (std::filesystem::path(text) / checkpoint).string() : text;

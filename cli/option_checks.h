@@ -31,7 +31,8 @@ CLI::Option* add_turn_off(CLI::App& app, const std::string& name, bool& value, c
 // --device and --precision, both with their defaults; the verb calls precision_on() for "auto".
 void add_device(CLI::App& app, std::string& device, std::string& precision);
 // For the directory of a model, adapter or checkpoint: a run directory of `train` stands for its newest one.
-CLI::Option* accept_run(CLI::Option* directory);
+// `words` are no directories.
+CLI::Option* accept_run(CLI::Option* directory, const std::vector<std::string>& words = {});
 // --gpus: "all" or a number from 1 to 9999, left as text.
 CLI::Option* add_gpus(CLI::App& app, std::string& value, const std::string& help);
 // Says once, on standard error, which of `names` were given though they do nothing with `because`

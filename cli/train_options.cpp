@@ -116,7 +116,8 @@ void add_train_options(CLI::App& verb, TrainOptions& options) {
       ->type_name("DIR");
   accept_run(
       group->add_option("--resume", options.resume,
-                        "auto (newest checkpoint in --out that verifies), never, or a checkpoint or run"))
+                        "auto (newest checkpoint in --out that verifies), never, or a checkpoint or run"),
+      {"auto", "never"})
       ->capture_default_str()
       ->type_name("WORD|DIR");
   add_count(*group, "--save-every", options.save_every, "steps between checkpoints; 0: only at the end");

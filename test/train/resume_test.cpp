@@ -30,3 +30,14 @@ TEST_CASE("--resume never takes no folder that holds checkpoints") {
   fs::remove(runs.out() / "metrics.jsonl");
   expect(2, run_program(runs.command("--steps 3 --resume never")), "holds a run already");
 }
+
+TEST_CASE("a folder that is called auto is none to resume from") {
+  const Runs runs;
+  expect(0, run_program(runs.command("--steps 2")));
+  fs::create_directory(runs.path("auto"));
+  std::ofstream(runs.path("auto/latest")) << "step-00000009\n";
+  const std::string script = fmt::format("cd '{}' && exec '{}' {} >log 2>&1", runs.path("."),
+                                         SINKLORA_PROGRAM, runs.command("--steps 3 --resume auto"));
+  CHECK(std::system(script.c_str()) == 0);
+  check_contains(read_text(runs.path("log"), 1 << 20), "at step 2");
+}

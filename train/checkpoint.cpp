@@ -4,6 +4,7 @@
 #include <charconv>
 #include <map>
 
+#include "base/hash.h"
 #include "base/json_fields.h"
 #include "model/adapter_card.h"
 #include "model/checksums.h"
@@ -13,6 +14,7 @@ namespace fs = std::filesystem;
 namespace {
 
 constexpr const char* kStateFile = "state.json";
+constexpr const char* kOriginFile = "resumed_from";  // in OUT: the hash of what --resume named
 constexpr const char* kOptimizerFile = "optimizer.safetensors";
 
 std::vector<fs::path> checkpoints_newest_first(const fs::path& out) {
@@ -79,6 +81,9 @@ void load_moment(Ops& ops, const SafetensorsFile& file, const std::string& name,
   file.read(*info, 0, numbers);
   upload_numbers(ops, to, numbers);
 }
+
+// Equal runs have equal states: it tells the weights too.
+std::string origin_of(const fs::path& checkpoint) { return sha256_of_file(checkpoint / kStateFile) + "\n"; }
 
 void compare_fingerprints(const fs::path& checkpoint, const Json& saved, const Json& now) {
   for (const auto& [key, value] : now.items()) {
@@ -152,7 +157,42 @@ void settle_checkpoints(const TrainOptions& options, int64_t before, int64_t ste
 
 void remove_unfinished(const fs::path& out) {
   remove_leftovers(out, {"step-", "latest", "metrics.jsonl", "loss.svg", "run.toml", "env.json", "eval.jsonl",
-                         "flight.rank"});
+                         "resumed_from", "flight.rank"});
+}
+
+Beginning find_beginning(const TrainOptions& options) {
+  const fs::path &out = options.out, named = options.resume;
+  if (options.resume == "never") return {};
+  if (options.resume == "auto") {
+    const auto newest = newest_checkpoint(out);
+    if (!newest && holds_checkpoints(out))
+      fail_input(
+          "--out {}: none of its checkpoints is whole, and a new run would overwrite its metrics; move it "
+          "away, or choose another --out",
+          out.string());
+    return {newest, newest};
+  }
+  if (!fs::exists(named / kStateFile))
+    fail_usage("--resume {}: no checkpoint (it holds no {}); give auto, never, a checkpoint or a run",
+               named.string(), kStateFile);
+  const bool begun = fs::exists(out / kOriginFile) && read_text(out / kOriginFile, 4096) == origin_of(named);
+  const auto newest = newest_checkpoint(out);
+  if (begun && newest) return {newest, newest};
+  if (!begun && holds_run(out) && !fs::equivalent(named / "..", out))
+    fail_usage(
+        "--resume {}: --out {} holds a run that did not begin with it; go on with that one by --resume "
+        "auto, or choose another --out",
+        named.string(), out.string());
+  verify_sums(named);
+  return {named, newest};
+}
+
+void note_beginning(const TrainOptions& options, const Beginning& beginning) {
+  if (beginning.newest) return;
+  if (beginning.from)
+    write_text_atomically(options.out / kOriginFile, origin_of(*beginning.from));
+  else
+    fs::remove(options.out / kOriginFile);  // of a run that came to no checkpoint
 }
 
 bool holds_run(const fs::path& out) { return fs::exists(out / "metrics.jsonl") || holds_checkpoints(out); }

@@ -36,6 +36,16 @@ void remove_unfinished(const std::filesystem::path& out);
 // The newest checkpoint of OUT whose checksums verify; says on stderr why it skips others. None: nullopt.
 std::optional<std::filesystem::path> newest_checkpoint(const std::filesystem::path& out);
 
+// Where a run begins: at `from`, or anew where that is none. `newest` is what newest_checkpoint() says of OUT.
+struct Beginning {
+  std::optional<std::filesystem::path> from, newest;
+};
+// What --resume means. A run that began with another's checkpoint goes on, by the same command, with its own. Throws
+// Error(usage) where OUT holds a run that did not begin with the one that is named, Error(input) where none is whole.
+Beginning find_beginning(const TrainOptions& options);
+// Once `from` is loaded, and before the first step.
+void note_beginning(const TrainOptions& options, const Beginning& beginning);
+
 bool holds_checkpoints(const std::filesystem::path& out);  // whole ones or not
 bool holds_run(const std::filesystem::path& out);          // those, or metrics
 

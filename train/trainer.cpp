@@ -289,30 +289,16 @@ class Trainer {
 
   void resume() {
     remove_unfinished(options_.out);
-    std::optional<fs::path> checkpoint, newest;
-    if (options_.resume == "auto") {
-      checkpoint = newest = newest_checkpoint(options_.out);
-      if (!checkpoint && holds_checkpoints(options_.out))
-        fail_input(
-            "--out {}: none of its checkpoints is whole, and a new run would overwrite its metrics; move it "
-            "away, or "
-            "choose another --out",
-            options_.out.string());
-    } else if (options_.resume != "never") {
-      checkpoint = options_.resume;
-      if (!fs::exists(*checkpoint / "state.json"))
-        fail_usage(
-            "--resume {}: no checkpoint (it holds no state.json); give auto, never, a checkpoint or a run",
-            checkpoint->string());
-      verify_sums(*checkpoint);
-      newest = newest_checkpoint(options_.out);
-    }
+    const Beginning beginning = find_beginning(options_);
+    const auto& [checkpoint, newest] = beginning;
     if (checkpoint) {
       state_ = load_checkpoint(*checkpoint, ops_, model_->weights(), setup_.config, fingerprint_);
       // A run that has gone back would, once interrupted, go on from what it had left behind.
       if (newest && step_of(*newest) > state_.step)
-        fail_usage("--resume {}: --out holds {}, which is newer; move that one away or choose another --out",
-                   checkpoint->string(), newest->string());
+        fail_usage(
+            "--resume {}: --out holds {}, which is newer; go on from that one with --resume auto, move it "
+            "away, or choose another --out",
+            checkpoint->string(), newest->string());
       goes_on_ = newest.has_value();
       if (newest) settle_checkpoints(options_, step_of(*newest), step_of(*newest));
       say("resuming   {} at step {}\n", checkpoint->string(), state_.step);
@@ -323,6 +309,7 @@ class Trainer {
     }
     if (state_.step >= steps_) return;                        // nothing will be done with these options
     expect_room_for_checkpoint(options_, model_->weights());  // rather now than after the steps
+    note_beginning(options_, beginning);
     if (!options_.resolved_config.empty())
       write_text_atomically(options_.out / "run.toml", options_.resolved_config);
     write_text_atomically(options_.out / "env.json", environment().dump(2) + "\n");

@@ -24,6 +24,42 @@ void expect(int code, const ProgramRun& run, const std::string& words = "") {
 
 }  // namespace
 
+TEST_CASE(
+    "a run that began with another's checkpoint goes on by the same command; other runs are kept apart") {
+  const Runs runs;
+  const auto in = [&](const std::string& out, const std::string& more) {
+    return run_program(runs.command(more + " --save-every 1 --keep-last 0", out));
+  };
+  const auto named = [&](const fs::path& checkpoint) {
+    return fmt::format(" --resume '{}'", checkpoint.string());
+  };
+  expect(0, in("first", "--steps 4"));
+  const fs::path second = runs.out("first") / step_directory_name(2);
+  expect(0, in("run", "--steps 4" + named(second)), "at step 2");
+  expect(0, in("run", "--steps 6" + named(second)), "at step 4");
+  expect(0, in("run", "--steps 7"), "at step 6");
+  CHECK(runs.steps("run") == 5);
+  // One more that is its own, and one of another run.
+  fs::rename(runs.out("run") / step_directory_name(7), runs.path("aside"));
+  expect(2, in("run", "--steps 7" + named(runs.out("run") / step_directory_name(3))), "--resume auto");
+  expect(2, in("run", "--steps 7" + named(runs.out("first") / step_directory_name(4))),
+         "did not begin with it");
+  CHECK(newest_checkpoint(runs.out("run")) == runs.out("run") / step_directory_name(6));
+  CHECK(runs.steps("run") == 5);
+  // Killed before its first save.
+  fs::create_directory(runs.out("killed"));
+  fs::copy(runs.out("run") / "resumed_from", runs.out("killed") / "resumed_from");
+  std::ofstream(runs.out("killed") / "metrics.jsonl") << "{\"step\":3,\"loss\":1}\n";
+  expect(0, in("killed", "--steps 3" + named(second)), "at step 2");
+  // The same, but then it began anew.
+  fs::create_directory(runs.out("anew"));
+  fs::copy(runs.out("run") / "resumed_from", runs.out("anew") / "resumed_from");
+  expect(0, in("anew", "--steps 3"));
+  expect(2, in("anew", "--steps 4" + named(second)), "did not begin with it");
+  fs::remove(runs.out("run") / "resumed_from");
+  expect(2, in("run", "--steps 7" + named(second)), "did not begin with it");
+}
+
 TEST_CASE("--resume never takes no folder that holds checkpoints") {
   const Runs runs;
   expect(0, run_program(runs.command("--steps 2")));

@@ -148,10 +148,10 @@ class Trainer {
     if (first_rank())
       write_plot(options_.out / "loss.svg", "training loss", "step", "loss (nats a token)", log_->losses());
     if (stopped)
-      say("{}: saved step {}; run the same command again to go on\n",
+      say("{}: saved step {}; run {} to go on\n",
           stop_signal != 0 ? fmt::format("signal {}", static_cast<int>(stop_signal))
                            : "signal to another rank",
-          state_.step);
+          state_.step, going_on_);
     else if (eval_data_ && evaluated_step_ != state_.step && !evaluate())
       stopped = true;
     ranks_.barrier();  // no rank ends, and makes a launcher end the others, before rank 0 has saved
@@ -307,6 +307,9 @@ class Trainer {
             "here on\n",
             options_.schedule, state_.planned_steps, steps_);
     }
+    going_on_ = options_.resume == "never" || (goes_on_ && *checkpoint == options_.resume)
+                    ? "the same command with --resume auto"
+                    : "the same command again";
     if (state_.step >= steps_) return;                        // nothing will be done with these options
     expect_room_for_checkpoint(options_, model_->weights());  // rather now than after the steps
     note_beginning(options_, beginning);
@@ -409,7 +412,7 @@ class Trainer {
                                                  .stop = [] { return stop_signal != 0; },
                                                  .data = options_.eval_data.string()});
     if (result.stopped) {
-      say("stopped while evaluating step {}; run the same command again to go on\n", state_.step);
+      say("stopped while evaluating step {}; run {} to go on\n", state_.step, going_on_);
       return false;
     }
     say("eval  step {} | blocks, full attention, context {} | nll {:.5f} | ppl {:.3f}\n", state_.step,
@@ -454,6 +457,7 @@ class Trainer {
   int64_t steps_ = 0, first_step_ = 0, saved_step_ = 0, evaluated_step_ = -1, skips_ = 0;
   std::unique_ptr<Llama> model_;
   TrainState state_;
+  std::string going_on_;               // what to run when this run is stopped
   bool goes_on_ = false;               // with a run that is in OUT
   std::optional<MetricsLog> log_;      // of rank 0
   std::optional<AppendFile> console_;  // of rank 0: train.log

@@ -77,3 +77,12 @@ TEST_CASE("a folder that is called auto is none to resume from") {
   CHECK(std::system(script.c_str()) == 0);
   check_contains(read_text(runs.path("log"), 1 << 20), "at step 2");
 }
+
+TEST_CASE("a run that is stopped says how to go on, where the same command would not") {
+  const Runs runs;
+  RunningProgram run(runs.command("--steps 1000000 --resume never"), runs.path("log"));
+  REQUIRE(eventually(20, [&] { return runs.steps() > 2; }));
+  ::kill(run.id(), SIGTERM);
+  CHECK(run.exit_code(30) == 75);
+  check_contains(read_text(runs.path("log"), 1 << 26), "run the same command with --resume auto to go on");
+}

@@ -439,8 +439,11 @@ class Trainer {
   bool asked_to_save() {
     const fs::path trigger = options_.out / "save-now";
     std::error_code error;
-    if (!first_rank() || !fs::remove(trigger, error)) {
-      if (error) fail_usage("{}: cannot be removed: {}", trigger.string(), error.message());
+    if (!first_rank() || ignores_trigger_ || !fs::remove(trigger, error)) {
+      if (error) {
+        ignores_trigger_ = true;
+        say("{}: cannot be removed ({}), and is ignored from here on\n", trigger.string(), error.message());
+      }
       return false;
     }
     say("saving step {} because of {}\n", state_.step, trigger.string());
@@ -457,6 +460,7 @@ class Trainer {
   int64_t steps_ = 0, first_step_ = 0, saved_step_ = 0, evaluated_step_ = -1, skips_ = 0;
   std::unique_ptr<Llama> model_;
   TrainState state_;
+  bool ignores_trigger_ = false;
   std::string going_on_;               // what to run when this run is stopped
   bool goes_on_ = false;               // with a run that is in OUT
   std::optional<MetricsLog> log_;      // of rank 0

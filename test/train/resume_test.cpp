@@ -86,3 +86,11 @@ TEST_CASE("a run that is stopped says how to go on, where the same command would
   CHECK(run.exit_code(30) == 75);
   check_contains(read_text(runs.path("log"), 1 << 26), "run the same command with --resume auto to go on");
 }
+
+TEST_CASE("save-now that cannot be removed is said once, and ends nothing") {
+  const Runs runs;
+  fs::create_directories(runs.out() / "save-now/full");
+  const ProgramRun run = run_program(runs.command("--steps 3"));
+  expect(0, run, "save-now: cannot be removed");
+  CHECK(run.output.find("cannot be removed") == run.output.rfind("cannot be removed"));
+}

@@ -5,6 +5,7 @@
 #include <array>
 #include <atomic>
 #include <chrono>
+#include <climits>
 #include <cmath>
 #include <csignal>
 #include <ctime>
@@ -77,6 +78,11 @@ class PipeGuard {
 };
 
 void prepare_output(const TrainOptions& options) {
+  // Of what a save adds: "/.tmp-step-.../.tmp-model-00001-of-00002.safetensors-..."
+  constexpr size_t kLongest = 100;
+  if (options.out.string().size() + kLongest >= PATH_MAX)
+    fail_usage("--out: a path of {} characters; the names of its files leave {} at most",
+               options.out.string().size(), PATH_MAX - 1 - kLongest);
   std::error_code error;
   fs::create_directories(options.out, error);
   if (error) fail_usage("--out {}: cannot create: {}", options.out.string(), error.message());

@@ -94,3 +94,12 @@ TEST_CASE("save-now that cannot be removed is said once, and ends nothing") {
   expect(0, run, "save-now: cannot be removed");
   CHECK(run.output.find("cannot be removed") == run.output.rfind("cannot be removed"));
 }
+
+TEST_CASE("an --out too long for the names below it is refused before anything is made") {
+  const Runs runs;
+  std::string out = "long";
+  while (runs.path(out).size() < 4020)
+    out.append(1, '/').append(std::min<size_t>(200, 4040 - runs.path(out).size()), 'x');
+  expect(2, run_program(runs.command("--steps 1", out)), "a path of");
+  CHECK(!fs::exists(runs.path("long")));
+}

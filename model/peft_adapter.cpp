@@ -378,7 +378,8 @@ void write_adapter(const fs::path& directory, const Adapter& adapter, double alp
   // Without it PEFT warns and unties them when it merges. Only where it matters: older PEFT does not know it.
   if (adapter.replaced.contains(kHead) && keeps_head_tied(adapter)) config["ensure_weight_tying"] = true;
   write_safetensors(directory / kWeightsFile, tensors);
-  write_text_atomically(directory / kConfigFile, config.dump(2) + "\n");
+  write_text_atomically(directory / kConfigFile,
+                        config.dump(2, ' ', false, Json::error_handler_t::replace) + "\n");
 }
 
 AdapterRunInfo read_run_info(const fs::path& adapter_directory) {

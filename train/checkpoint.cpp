@@ -135,7 +135,8 @@ void save_checkpoint(const TrainOptions& options, Ops& ops, const Weights& weigh
                   {"position", state.position},        {"tokens", state.tokens},
                   {"updates", state.updates},          {"planned_steps", state.planned_steps},
                   {"fingerprint", fingerprint}};
-  write_text_atomically(folder.path() / kStateFile, json.dump(2) + "\n");
+  write_text_atomically(folder.path() / kStateFile,
+                        json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n");
   write_sums(folder.path());
   if (options.trainable != "full")  // without a sum: an edited one is no damage
     write_adapter_card(folder.path(), options.model.string(), config, options.context);

@@ -103,3 +103,20 @@ TEST_CASE("an --out too long for the names below it is refused before anything i
   expect(2, run_program(runs.command("--steps 1", out)), "a path of");
   CHECK(!fs::exists(runs.path("long")));
 }
+
+TEST_CASE("names and settings that are no UTF-8 keep no run from its records") {
+  const Runs runs;
+  const std::string name = "m\xff";
+  fs::rename(runs.path("model"), runs.path(name));
+  fs::create_directory_symlink(runs.path(name), runs.path("model"));
+  RunningProgram run(runs.command("--steps 2 --gpus 2"), runs.path("log"), "NCCL_X=\xff");
+  CHECK_MESSAGE(run.exit_code(30) == 0, read_text(runs.path("log"), 1 << 20));
+  CHECK(read_json(runs.out() / "env.json").at("settings").at("NCCL_X") == "\xef\xbf\xbd");
+  expect(0, run_program(runs.command("--steps 3 --gpus 2")), "at step 2");
+  const fs::path base = runs.path(name + "-base");
+  fs::rename(runs.out(), base);
+  const ProgramRun lora = run_program(
+      fmt::format("train --model '{}' --trainable lora --data '{}' --out '{}' --context {} --steps 1",
+                  base.string(), runs.path("data.bin"), runs.path("lora"), kContext));
+  expect(0, lora);
+}

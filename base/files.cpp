@@ -171,9 +171,18 @@ void AtomicDirectory::commit() {
 DirectoryLock::DirectoryLock(const fs::path& folder)
     : descriptor_(::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)) {
   if (!descriptor_) fail_input("{}: cannot use it as a directory: {}", folder.string(), reason());
-  if (::flock(descriptor_.get(), LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK) return;
-  fail_usage("{}: another run is writing there; wait for its end, or choose another output directory",
-             folder.string());
+  if (::flock(descriptor_.get(), LOCK_EX | LOCK_NB) == 0) return;
+  if (errno != EWOULDBLOCK) {  // NFS locks what is open for writing, which no folder is
+    const fs::path file = folder / kLockName;
+    descriptor_ = Descriptor(::open(file.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644));
+    if (!descriptor_) fail_input("{}: cannot create: {}", file.string(), reason());
+    if (::flock(descriptor_.get(), LOCK_EX | LOCK_NB) == 0) return;
+  }
+  if (errno == EWOULDBLOCK)
+    fail_usage("{}: another run is writing there; wait for its end, or choose another output directory",
+               folder.string());
+  fmt::print(stderr, "warning: {}: its file system has no locks ({}): start no second run there meanwhile\n",
+             folder.string(), reason());
 }
 
 void remove_abandoned(const fs::path& path) {

@@ -79,8 +79,10 @@ class AtomicDirectory {
   Descriptor descriptor_;  // holds its lock
 };
 
-// Holds `folder` until it is destroyed or the process ends; a second process that asks for it is refused. A file
-// system that has no locks keeps nobody out.
+// Holds `folder` until it is destroyed or the process ends; a second process that asks for it is refused. Where
+// folders cannot be locked, as over NFS, it holds a file `kLockName` in it, which stays; a file system that has no
+// locks at all keeps nobody out, which stderr is told.
+inline constexpr char kLockName[] = ".lock";
 class DirectoryLock {
  public:
   // Throws Error(usage) when another process holds `folder`, Error(input) when it is no folder.

@@ -52,7 +52,8 @@ TokenizeRun::TokenizeRun(fs::path out, Json run)
     read_finished();
   } else {
     for (const auto& entry : fs::directory_iterator(out_))
-      if (entry.path() != work_) fail_usage("{}: not empty; choose another output directory", out_.string());
+      if (entry.path() != work_ && entry.path().filename() != kLockName)
+        fail_usage("{}: not empty; choose another output directory", out_.string());
   }
   if (finished_) return;
   fs::create_directory(work_, error);

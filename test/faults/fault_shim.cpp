@@ -5,11 +5,15 @@
 //   eio     the call fails with EIO, once
 //   enospc  a write gets half through, other calls fail, and nothing more fits from then on
 //   short   a write takes half of its bytes and says so
+// Or, always, a file system that lacks something:
+//   nfs       folders cannot be locked
+//   nolocks   nothing can
 // Faults but kill leave removals alone: a disk that is full, or whose media fail, still forgets. Which call
 // it was is left in SINKLORA_FAULT_LOG.
 #include <dlfcn.h>
 #include <fcntl.h>
 #include <signal.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
@@ -80,6 +84,8 @@ int verdict(const char* call, Kind kind) {
   if (short_write || (no_space && kind == Kind::write)) return -1;
   return no_space ? ENOSPC : EIO;
 }
+
+bool lacks(const char* what) { return std::strcmp(setting("SINKLORA_FAULT"), what) == 0; }
 
 int failed(int error) {
   errno = error;
@@ -164,6 +170,15 @@ int remove(const char* path) {
   static const auto real = next<int (*)(const char*)>("remove");
   FAIL_IF((path), "remove", Kind::removal)
   return real(path);
+}
+
+int flock(int descriptor, int operation) {
+  static const auto real = next<int (*)(int, int)>("flock");
+  struct stat status {};
+  if (below(descriptor) && lacks("nolocks")) return failed(ENOLCK);
+  if (below(descriptor) && lacks("nfs") && ::fstat(descriptor, &status) == 0 && S_ISDIR(status.st_mode))
+    return failed(EBADF);
+  return real(descriptor, operation);
 }
 
 // Only what creates or changes a file counts.

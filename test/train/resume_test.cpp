@@ -22,6 +22,16 @@ void expect(int code, const ProgramRun& run, const std::string& words = "") {
   check_contains(run.output, words);
 }
 
+// With the fault shim between the program and OUT.
+ProgramRun run_faulty(const Runs& runs, const std::string& fault, const std::string& command) {
+  RunningProgram run(command, runs.path("log"),
+                     fmt::format("ASAN_OPTIONS=verify_asan_link_order=0 LD_PRELOAD='{}' SINKLORA_FAULT={} "
+                                 "SINKLORA_FAULT_FOLDER='{}'",
+                                 SINKLORA_FAULT_SHIM, fault, runs.out().string()));
+  const int code = run.exit_code(30);
+  return {code, read_text(runs.path("log"), 1 << 20)};
+}
+
 }  // namespace
 
 TEST_CASE(
@@ -119,4 +129,24 @@ TEST_CASE("names and settings that are no UTF-8 keep no run from its records") {
       fmt::format("train --model '{}' --trainable lora --data '{}' --out '{}' --context {} --steps 1",
                   base.string(), runs.path("data.bin"), runs.path("lora"), kContext));
   expect(0, lora);
+}
+
+TEST_CASE("a file system that locks no folders: a file is locked; one that locks nothing: a warning") {
+  const Runs runs;
+  fs::create_directory(runs.out());
+  {
+    const Descriptor first(::open((runs.out() / kLockName).c_str(), O_RDWR | O_CREAT, 0600));
+    REQUIRE(::flock(first.get(), LOCK_EX) == 0);
+    expect(2, run_faulty(runs, "nfs", runs.command("--steps 1")), "another run is writing there");
+  }
+  const ProgramRun alone = run_faulty(runs, "nfs", runs.command("--steps 1"));
+  expect(0, alone);
+  CHECK(alone.output.find("warning") == std::string::npos);
+  expect(0, run_faulty(runs, "nolocks", runs.command("--steps 2")), "its file system has no locks");
+  fs::remove_all(runs.out());
+  std::ofstream(runs.path("text.jsonl")) << "{\"text\": \"some words\"}\n";
+  const std::string tokenize = fmt::format("tokenize --tokenizer byte --context 64 --input '{}' --out '{}'",
+                                           runs.path("text.jsonl"), runs.out().string());
+  expect(0, run_faulty(runs, "nfs", tokenize));
+  CHECK(fs::exists(runs.out() / kLockName));
 }

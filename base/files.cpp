@@ -247,10 +247,11 @@ void sync_path(const fs::path& path) {
   if (error != 0) fail_input("{}: cannot flush to disk: {}", target.string(), std::strerror(error));
 }
 
-int64_t free_bytes(const fs::path& folder) {
+std::optional<int64_t> free_bytes(const fs::path& folder) {
   struct statvfs status {};
   if (::statvfs(folder.c_str(), &status) != 0)
     fail_input("{}: cannot ask for free space: {}", folder.string(), reason());
+  if (status.f_blocks == 0) return std::nullopt;
   return static_cast<int64_t>(status.f_bavail) * static_cast<int64_t>(status.f_frsize);
 }
 

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <initializer_list>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -104,6 +105,7 @@ void remove_leftovers(const std::filesystem::path& folder, std::initializer_list
 std::string read_text(const std::filesystem::path& path, int64_t max_bytes);
 void write_text_atomically(const std::filesystem::path& path, std::string_view text);
 void sync_path(const std::filesystem::path& path);  // fsync of a file or folder
-int64_t free_bytes(const std::filesystem::path& folder);
+// Nothing where the file system, as some in user space, does not tell.
+std::optional<int64_t> free_bytes(const std::filesystem::path& folder);
 
 }  // namespace sinklora

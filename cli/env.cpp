@@ -17,7 +17,7 @@ void print(const Json& environment) {
     std::string label = key, text;
     if (key.ends_with("_bytes")) {
       label = key.substr(0, key.size() - std::string("_bytes").size());
-      text = format_bytes(value.get<double>());
+      text = value.is_null() ? "not known" : format_bytes(value.get<double>());
     } else if (value.is_array()) {
       text = fmt::format("{}", fmt::join(value.get<std::vector<std::string>>(), key == "gpus" ? "; " : " "));
     } else if (key == "settings") {

@@ -283,9 +283,9 @@ void write_model_directory(const fs::path& directory, const LlamaConfig& config,
 
   int64_t total = 0;
   for (const int64_t bytes : shard_bytes) total += bytes;
-  if (const int64_t room = free_bytes(directory); room < total)
+  if (const auto room = free_bytes(directory); room && *room < total)
     fail_input("{}: the model needs {} bytes, the disk has {}; free some or choose another --out",
-               directory.string(), total, room);
+               directory.string(), total, *room);
   write_text_atomically(directory / "config.json", config_json(config).dump(2) + "\n");
   Json weight_map = Json::object();
   for (size_t i = 0; i < shards.size(); ++i) {

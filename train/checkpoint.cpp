@@ -118,9 +118,9 @@ void expect_room_for_checkpoint(const TrainOptions& options, const Weights& weig
   // The trained numbers and two moments, all f32; a tied head once more, for PEFT; names, settings, sums.
   int64_t needed = weights.gradients.bytes() * 3 + (int64_t{1} << 20);
   if (weights.tied() && options.trainable == "lora+") needed += 4 * weights.embedding.value.size();
-  if (const int64_t room = free_bytes(options.out); room < needed)
+  if (const auto room = free_bytes(options.out); room && *room < needed)
     fail_input("{}: a checkpoint needs {} bytes, the disk has {}; free some or choose another --out",
-               options.out.string(), needed, room);
+               options.out.string(), needed, *room);
 }
 
 void save_checkpoint(const TrainOptions& options, Ops& ops, const Weights& weights, const LlamaConfig& config,

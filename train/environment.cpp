@@ -18,6 +18,7 @@ Json environment() {
   if (H5get_libversion(&major, &minor, &release) < 0) fail_internal("HDF5 does not tell its version");
   const Machine machine = look_at_machine();
   const CudaDescription cuda = describe_cuda();
+  const auto free_disk = free_bytes(".");
   Json settings = Json::object();
   for (const auto& [name, value] : settings_in_force()) settings[name] = value;
   return {{"sinklora", SINKLORA_VERSION},
@@ -31,7 +32,7 @@ Json environment() {
           {"openmp_threads", omp_get_max_threads()},
           {"memory_bytes", machine.memory},
           {"available_memory_bytes", machine.available_memory},
-          {"free_disk_bytes", free_bytes(".")},
+          {"free_disk_bytes", free_disk ? Json(*free_disk) : Json()},
           {"cuda", cuda.version},
           {"gpus", cuda.devices},
           {"nccl", nccl_version()},

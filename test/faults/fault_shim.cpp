@@ -8,6 +8,7 @@
 // Or, always, a file system that lacks something:
 //   nfs       folders cannot be locked
 //   nolocks   nothing can
+//   noblocks  none tells its size
 // Faults but kill leave removals alone: a disk that is full, or whose media fail, still forgets. Which call
 // it was is left in SINKLORA_FAULT_LOG.
 #include <dlfcn.h>
@@ -15,6 +16,7 @@
 #include <signal.h>
 #include <sys/file.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -179,6 +181,12 @@ int flock(int descriptor, int operation) {
   if (below(descriptor) && lacks("nfs") && ::fstat(descriptor, &status) == 0 && S_ISDIR(status.st_mode))
     return failed(EBADF);
   return real(descriptor, operation);
+}
+int statvfs(const char* path, struct statvfs* status) {
+  static const auto real = next<int (*)(const char*, struct statvfs*)>("statvfs");
+  const int result = real(path, status);
+  if (result == 0 && lacks("noblocks")) status->f_blocks = status->f_bavail = 0;
+  return result;
 }
 
 // Only what creates or changes a file counts.

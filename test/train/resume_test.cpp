@@ -150,3 +150,10 @@ TEST_CASE("a file system that locks no folders: a file is locked; one that locks
   expect(0, run_faulty(runs, "nfs", tokenize));
   CHECK(fs::exists(runs.out() / kLockName));
 }
+
+TEST_CASE("a file system that does not tell its free space is not taken for a full one") {
+  const Runs runs;
+  expect(0, run_faulty(runs, "noblocks", runs.command("--steps 1")));
+  CHECK(read_json(runs.out() / "env.json").at("free_disk_bytes").is_null());
+  expect(0, run_faulty(runs, "noblocks", "env"), "not known");
+}

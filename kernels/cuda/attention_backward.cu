@@ -159,15 +159,6 @@ __device__ __forceinline__ void complete_d_q(const float (&d_q)[D / 16][4],
   }
 }
 
-// A 64 x 64 accumulator, rounded, as the register operand of the next product.
-__device__ __forceinline__ void to_operand(uint32_t (&x)[4][4], const float (&c)[8][4]) {
-#pragma unroll
-  for (int n = 0; n < 8; ++n) {
-    x[n / 2][(n & 1) * 2] = pack_bf16(c[n][0], c[n][1]);
-    x[n / 2][(n & 1) * 2 + 1] = pack_bf16(c[n][2], c[n][3]);
-  }
-}
-
 // Writes a warp's [16 keys, D] of dK or dV into panels; `row` is the lane's first.
 template <int D>
 __device__ __forceinline__ void put_key_gradient(uint32_t to, const float (&c)[D / 8][4], float scale,
@@ -235,10 +226,10 @@ __device__ void multiply(const AttentionGradientArguments<uint16_t>& a, const Wo
   {
     const int64_t kv = w.start + w.first_key, kv_column = w.kv_head * D;
     const int valid = w.last_key - w.first_key + 1;
-    load_panels<product_threads, keys, D>(memory + S::k, a.k.data + kv * a.k.stride + kv_column, a.k.stride,
-                                          valid, thread);
-    load_panels<product_threads, keys, D>(memory + S::v, a.v.data + kv * a.v.stride + kv_column, a.v.stride,
-                                          valid, thread);
+    load_panels<product_threads, keys, D>(memory + S::k, keys * 128, a.k.data + kv * a.k.stride + kv_column,
+                                          a.k.stride, valid, thread);
+    load_panels<product_threads, keys, D>(memory + S::v, keys * 128, a.v.data + kv * a.v.stride + kv_column,
+                                          a.v.stride, valid, thread);
   }
   if (a.pattern.num_sinks > 0) load_sink_keys<D>(a, w, memory, 0, thread);
   copy_async_commit();
@@ -273,7 +264,7 @@ __device__ void multiply(const AttentionGradientArguments<uint16_t>& a, const Wo
     barrier_arrive(empty + (buffer ^ 1), product_threads + load_threads);
     to_probabilities<D>(s, generic, note.is(StepNote::masked), buffer, scale_log2, row, lane);
     uint32_t p[4][4];
-    to_operand(p, s);
+    to_operand<queries>(p, s);
     wgmma_fence();
     multiply_columns<D>(d_v, p, d_out);
     wgmma_wait<1>();  // for d_p

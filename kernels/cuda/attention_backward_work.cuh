@@ -131,15 +131,6 @@ __device__ inline void bulk_finish() { asm volatile("cp.async.bulk.wait_group 0;
 
 // ---- what comes and goes beside the products ----
 
-// Reads panels of ROWS rows and D columns.
-template <int THREADS, int ROWS, int D>
-__device__ __forceinline__ void load_panels(uint32_t to, const uint16_t* from, int64_t stride, int valid,
-                                            int thread) {
-#pragma unroll
-  for (int panel = 0; panel < D / 64; ++panel)
-    load_tile<64, ROWS, THREADS>(to + panel * ROWS * 128, from + panel * 64, stride, valid, thread);
-}
-
 // k of up to 64 sinks from `sink` on. Rolled up: the products call it where registers are short.
 template <int D>
 __device__ __forceinline__ void load_sink_keys(const AttentionGradientArguments<uint16_t>& a, const Work& w,
@@ -192,13 +183,13 @@ __device__ void load_all(const AttentionGradientArguments<uint16_t>& a, const Wo
     const float* delta = a.delta + w.head * a.tokens + token + r;
     if (step > 0) barrier_sync(empty + buffer, product_threads + load_threads);
     if (more)
-      load_panels<load_threads, queries, D>(memory + S::q + buffer * queries * D * 2, q, a.q.stride, valid,
-                                            thread);
+      load_panels<load_threads, queries, D>(memory + S::q + buffer * queries * D * 2, queries * 128, q,
+                                            a.q.stride, valid, thread);
     copy_async_commit();
     bool sinks = false;
     if (more) {
-      load_panels<load_threads, queries, D>(memory + S::d_out + buffer * queries * D * 2, d_out,
-                                            a.d_out.stride, valid, thread);
+      load_panels<load_threads, queries, D>(memory + S::d_out + buffer * queries * D * 2, queries * 128,
+                                            d_out, a.d_out.stride, valid, thread);
       copy_async_4(memory + S::lse + (buffer * queries + thread) * 4, lse, thread < valid);
       copy_async_4(memory + S::delta + (buffer * queries + thread) * 4, delta, thread < valid);
       sinks = w.adds_sinks(a, step);

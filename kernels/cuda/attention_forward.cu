@@ -73,7 +73,7 @@ __device__ __forceinline__ void attend_narrow(Accumulator<D>& acc, uint32_t q, u
   wgmma_wait<0>();
   take_softmax<KEYS, D>(score, acc, factor, bounds, first_key, scale_log2, lane);  // nothing to rescale yet
   uint32_t p[KEYS / 16][4];
-  round_weights<KEYS>(p, score);
+  to_operand<KEYS>(p, score);
   wgmma_fence();
   multiply_values<KEYS, D>(acc.out, p, v);
   wgmma_wait<0>();
@@ -97,14 +97,6 @@ struct TileList {
   }
   __device__ int limit(int i) const { return i < full_sinks ? keys.low_end : keys.end; }
 };
-
-template <int ROWS, int D>
-__device__ __forceinline__ void load_panels(uint32_t to, const uint16_t* from, int64_t stride, int valid,
-                                            int thread) {
-#pragma unroll
-  for (int panel = 0; panel < D / 64; ++panel)
-    load_tile<64, ROWS, load_threads>(to + panel * panel_bytes, from + panel * 64, stride, valid, thread);
-}
 
 template <int D>
 inline constexpr uint32_t tile_bytes = D / 64 * panel_bytes;
@@ -131,7 +123,8 @@ __device__ void load_all(const AttentionArguments<uint16_t>& a, const QueryBlock
   const uint16_t* v = a.v.data + w.start * a.v.stride + kv_column;
   const auto load = [&](const uint16_t* from, int64_t stride, uint32_t buffer, int i) {
     const int key = list.begin(i);
-    load_panels<keys_per_tile, D>(buffer, from + key * stride, stride, list.limit(i) - key, thread);
+    load_panels<load_threads, keys_per_tile, D>(buffer, panel_bytes, from + key * stride, stride,
+                                                list.limit(i) - key, thread);
     copy_async_commit();
   };
   const auto tell = [&](int barrier, int threads) {  // that all but the newest copies have arrived
@@ -142,13 +135,14 @@ __device__ void load_all(const AttentionArguments<uint16_t>& a, const QueryBlock
     tell(barrier, load_threads + 128);
     barrier_arrive(barrier + 1, load_threads + 128);
   };
-  load_panels<queries_per_block, D>(to.q, a.q.data + (w.start + w.first) * a.q.stride + w.head * D,
-                                    a.q.stride, w.valid, thread);
+  load_panels<load_threads, queries_per_block, D>(to.q, panel_bytes,
+                                                  a.q.data + (w.start + w.first) * a.q.stride + w.head * D,
+                                                  a.q.stride, w.valid, thread);
   const bool narrow = list.narrow_width > 0;
   if (narrow) {
     const int key = list.narrow_begin(), rows = list.keys.low_end - key;
-    load_panels<64, D>(to.k(1), k + key * a.k.stride, a.k.stride, rows, thread);
-    load_panels<64, D>(to.v(1), v + key * a.v.stride, a.v.stride, rows, thread);
+    load_panels<load_threads, 64, D>(to.k(1), panel_bytes, k + key * a.k.stride, a.k.stride, rows, thread);
+    load_panels<load_threads, 64, D>(to.v(1), panel_bytes, v + key * a.v.stride, a.v.stride, rows, thread);
   }
   load(k, a.k.stride, to.k(0), 0);
   if (narrow) {
@@ -225,7 +219,7 @@ __device__ void attend(const AttentionArguments<uint16_t>& a, const QueryBlock& 
   release(k_empty, 0);
   if (take_softmax<keys_per_tile, D>(score, acc, factor, mask_of(0), list.begin(0), scale_log2, lane))
     rescale<D>(acc.out, factor);
-  round_weights<keys_per_tile>(p, score);
+  to_operand<keys_per_tile>(p, score);
   for (int i = 1; i < list.count; ++i) {
     wait_full(k_full, i);
     wait_full(v_full, i - 1);
@@ -241,7 +235,7 @@ __device__ void attend(const AttentionArguments<uint16_t>& a, const QueryBlock& 
     wait_after_weights(a.scale);
     if (raise) rescale<D>(acc.out, factor);
     release(v_empty, i - 1);
-    round_weights<keys_per_tile>(p, score);
+    to_operand<keys_per_tile>(p, score);
   }
   wait_full(v_full, list.count - 1);
   wgmma_fence();

@@ -85,7 +85,7 @@ __global__ void __launch_bounds__(mma_threads, 1) query_kernel(AttentionGradient
       }
     }
     uint32_t d_s[mma_tile / 16][4];
-    round_weights<mma_tile>(d_s, s);
+    to_operand<mma_tile>(d_s, s);
     multiply_columns<mma_tile, D>(d_q, d_s, k, lane);
   }
   __syncthreads();
@@ -278,8 +278,8 @@ __global__ void __launch_bounds__(mma_threads, 1) key_kernel(AttentionGradientAr
     }
     take_gradients(s, d_p, lse, delta, masked ? bounds : nullptr, scale_log2, w.first + row + lane / 4, lane);
     uint32_t p[half_tile / 16][4], d_s[half_tile / 16][4];
-    round_weights<half_tile>(p, s);
-    round_weights<half_tile>(d_s, d_p);
+    to_operand<half_tile>(p, s);
+    to_operand<half_tile>(d_s, d_p);
     multiply_columns<half_tile, D>(d_v, p, d_out, lane);
     multiply_columns<half_tile, D>(d_k, d_s, q, lane);
   }

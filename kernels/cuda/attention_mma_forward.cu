@@ -51,7 +51,7 @@ __global__ void __launch_bounds__(mma_threads, 1) forward_kernel(AttentionArgume
     if (take_softmax<mma_tile, D>(score, acc, factor, mask, walk.begin(i), scale_log2, lane))
       rescale<D>(acc.out, factor);
     uint32_t p[mma_tile / 16][4];
-    round_weights<mma_tile>(p, score);
+    to_operand<mma_tile>(p, score);
     multiply_columns<mma_tile, D>(acc.out, p, v, lane);
   }
 

@@ -72,14 +72,4 @@ __device__ __forceinline__ void rescale(float (&out)[D / 8][4], const float (&fa
     for (int c = 0; c < 4; ++c) out[n][c] *= factor[c >> 1];
 }
 
-template <int KEYS>
-__device__ __forceinline__ void round_weights(uint32_t (&p)[KEYS / 16][4],
-                                              const float (&weight)[KEYS / 8][4]) {
-#pragma unroll
-  for (int n = 0; n < KEYS / 8; ++n) {
-    p[n / 2][(n & 1) * 2] = pack_bf16(weight[n][0], weight[n][1]);
-    p[n / 2][(n & 1) * 2 + 1] = pack_bf16(weight[n][2], weight[n][3]);
-  }
-}
-
 }  // namespace sinklora::cuda

@@ -61,6 +61,15 @@ __device__ inline uint32_t pack_bf16(float low, float high) {
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
   return packed;
 }
+// 16 rows of COLUMNS sums a warp, laid out as mma() leaves them, as the first operand of the next product.
+template <int COLUMNS>
+__device__ __forceinline__ void to_operand(uint32_t (&x)[COLUMNS / 16][4], const float (&c)[COLUMNS / 8][4]) {
+#pragma unroll
+  for (int n = 0; n < COLUMNS / 8; ++n) {
+    x[n / 2][(n & 1) * 2] = pack_bf16(c[n][0], c[n][1]);
+    x[n / 2][(n & 1) * 2 + 1] = pack_bf16(c[n][2], c[n][3]);
+  }
+}
 __device__ inline float fast_exp2(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
@@ -121,6 +130,14 @@ __device__ __forceinline__ void load_tile(uint32_t to, const uint16_t* from, int
       copy_async_16(address + step * Tile<WIDTH>::row_bytes, source, row + step < valid);
     source += rows_per_step * stride;
   }
+}
+// D columns in panels (wgmma.cuh) of 64.
+template <int THREADS, int ROWS, int D>
+__device__ __forceinline__ void load_panels(uint32_t to, uint32_t panel_bytes, const uint16_t* from,
+                                            int64_t stride, int valid, int thread) {
+#pragma unroll
+  for (int panel = 0; panel < D / 64; ++panel)
+    load_tile<64, ROWS, THREADS>(to + panel * panel_bytes, from + panel * 64, stride, valid, thread);
 }
 // Copies rows [0, valid) of a tile to global memory.
 template <int WIDTH, int ROWS, int THREADS>

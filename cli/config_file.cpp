@@ -19,6 +19,24 @@ struct Setting {
   std::string verb, place;
 };
 
+// Without comments. CLI11 itself ends values at the first #, in quotes too.
+std::string without_comments(const std::string& text) {
+  std::string kept;
+  for (size_t i = 0; i < text.size(); ++i) {
+    const char c = text[i];
+    const size_t end_of_line = std::min(text.find('\n', i), text.size());
+    if (c == '#') {
+      i = end_of_line - 1;
+    } else if (const size_t close = text.find(c, i + 1); (c == '"' || c == '\'') && close < end_of_line) {
+      kept += text.substr(i, close - i + 1);
+      i = close;
+    } else {
+      kept += c;
+    }
+  }
+  return kept;
+}
+
 // The line that sets `key` in `section`, counted from one; 0: none was recognised.
 int line_of(const std::string& text, const std::string& section, const std::string& key) {
   std::istringstream lines(text);
@@ -124,9 +142,11 @@ std::vector<CLI::ConfigItem> ConfigFile::from_config(std::istream& input) const 
     at = at->get_subcommands().front();
   if (current.empty()) return {};  // CLI11 asks for a verb
 
-  std::istringstream lines(text);
+  std::istringstream lines(without_comments(text));
+  CLI::ConfigTOML values;
+  values.comment('\0');
   std::vector<Setting> settings;
-  for (CLI::ConfigItem& item : CLI::ConfigTOML::from_config(lines)) {
+  for (CLI::ConfigItem& item : values.from_config(lines)) {
     const std::string section = fmt::format("{}", fmt::join(item.parents, "."));
     if (item.parents.empty()) item.parents = current;
     const std::string verb = fmt::format("{}", fmt::join(item.parents, " "));

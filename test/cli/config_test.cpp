@@ -161,6 +161,20 @@ TEST_CASE("what is wrong in a file of options is said with file, line, key and r
   CHECK_MESSAGE(run.exit_code == 0, run.output);
 }
 
+TEST_CASE("a value in quotes holds what begins a comment elsewhere") {
+  const TemporaryDirectory folder;
+  const std::string file = (folder / "options.toml").string();
+  for (const auto& [name, quote] : {std::pair{"a#b", '"'}, {"#", '\''}, {"it's #1 ", '"'}, {"no", '"'}}) {
+    CAPTURE(name);
+    write_text_atomically(file, "# it's of \"three\nout = " + std::string(1, quote) +
+                                    (folder / name).string() + quote +
+                                    " # \"here\"\nbytes = 300# or more\n#seed = 2\n");
+    const auto run = run_program("corpus --config " + file);
+    CHECK_MESSAGE(run.exit_code == 0, run.output);
+    CHECK(std::filesystem::exists(folder / name));
+  }
+}
+
 TEST_CASE("options that would do nothing are refused or noted, and run.toml is read without a word") {
   const Folder folder;
   const auto said = [](const test::ProgramRun& run, const std::string& what) {

@@ -33,8 +33,8 @@ std::map<std::string, std::string> read_sums(const fs::path& directory, bool our
 
 void compare(const fs::path& file, const std::string& sum) {
   if (sha256_of_file(file) != sum)
-    fail_input("{}: its SHA-256 differs from {}; it was damaged, or changed by hand: then remove that file",
-               file.string(), kSumsFile);
+    fail_input("{}: its SHA-256 differs from {}; it was damaged, or changed by hand (then remove {} there)",
+               file.string(), kSumsFile, kSumsFile);
 }
 
 }  // namespace

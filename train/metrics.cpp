@@ -1,6 +1,8 @@
 #include "train/metrics.h"
 
+#include <cerrno>
 #include <fstream>
+#include <system_error>
 
 #include "base/error.h"
 #include "base/format.h"
@@ -12,7 +14,13 @@ std::string lines_up_to(const std::filesystem::path& path, int64_t step,
                         const std::function<void(const Json&)>& each) {
   std::string kept;
   int64_t bad = 0;
+  errno = 0;
   std::ifstream old(path);
+  const auto refuse = [&] {
+    fail_input("{}: cannot be read, and would be lost: {}; move it away or make it readable", path.string(),
+               std::generic_category().message(errno));
+  };
+  if (!old.is_open() && errno != ENOENT) refuse();
   for (std::string line; std::getline(old, line);) {
     if (old.eof()) break;  // no newline at its end: torn by a kill
     try {
@@ -27,6 +35,7 @@ std::string lines_up_to(const std::filesystem::path& path, int64_t step,
       ++bad;
     }
   }
+  if (old.bad()) refuse();
   if (bad > 0)
     fmt::print(stderr, "{}: lines that are no record of a step, and are left out: {}\n", path.string(), bad);
   return kept;

@@ -2,8 +2,10 @@
 
 #include <doctest/doctest.h>
 
+#include <filesystem>
 #include <fstream>
 
+#include "base/error.h"
 #include "base/files.h"
 #include "test/temporary.h"
 
@@ -44,4 +46,19 @@ TEST_CASE("lines that are no records of steps are left out, and keep no run from
   }
   write(first + std::string(4096, '\0') + "\n");
   CHECK(MetricsLog(folder.path(), 3).last_step() == 1);
+}
+
+TEST_CASE("metrics that cannot be read are not replaced") {
+  namespace fs = std::filesystem;
+  const TemporaryDirectory folder;
+  const fs::path path = folder / "metrics.jsonl";
+  fs::create_symlink("metrics.jsonl", path);  // leads nowhere but to itself
+  CHECK_THROWS_WITH_AS(MetricsLog(folder.path(), 3), doctest::Contains("metrics.jsonl: cannot be read"),
+                       Error);
+  CHECK(fs::is_symlink(path));
+  fs::remove(path);
+  fs::create_directory(path);
+  CHECK_THROWS_WITH_AS(MetricsLog(folder.path(), 3), doctest::Contains("metrics.jsonl: cannot be read"),
+                       Error);
+  CHECK(fs::is_directory(path));
 }

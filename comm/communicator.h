@@ -29,7 +29,6 @@ struct CommunicatorOptions {
   double timeout_s = 600;  // for a call, from this rank's entering it until it is done
   double silence_s = 60;   // a process without a heartbeat for so long has stopped
   double grace_s = 0;      // a failed process that still runs after it exits with code 6; 0: never
-  std::filesystem::path flight_directory;  // for the flight record of a failure; empty: none
 };
 
 using Ticket = uint64_t;
@@ -58,8 +57,8 @@ class Communicator {
   virtual void gather_on_host(std::span<const std::byte> mine, std::span<std::byte> all) = 0;
   virtual void barrier() = 0;
 
-  // Where this rank leaves its flight record if the run fails; empty: nowhere. A rank that aborts while it leaves
-  // none spares the others theirs: its words explain the end.
+  // Where this rank leaves its flight record if the run fails; empty, and before the first call: nowhere. A rank
+  // that aborts while it leaves none spares the others theirs: its words explain the end.
   virtual void leave_record_in(const std::filesystem::path&) {}
   // Ends every call of every rank, now and later, with `reason` and this rank's name. A communicator that is
   // destroyed while an exception passes aborts by itself.

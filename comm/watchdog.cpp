@@ -44,7 +44,6 @@ Watchdog::Watchdog(int rank, std::vector<std::string> names, std::vector<Descrip
       // Ten beats before a silence counts, and a verdict at most a tenth of a time-out late.
       beat_s_(std::min({1.0, options.timeout_s / 10, options.silence_s / 10})),
       standings_(names_.size()),
-      flight_directory_(options.flight_directory),
       wake_event_(make_event()),
       judged_event_(make_event()) {
   if (!(options.timeout_s > 0 && options.silence_s > 0))

@@ -19,19 +19,18 @@ using namespace sinklora::test;
 
 namespace {
 
-CommunicatorOptions options_with(double timeout_s, double silence_s,
-                                 const std::filesystem::path& flight = {}) {
+CommunicatorOptions options_with(double timeout_s, double silence_s) {
   CommunicatorOptions options;
   options.timeout_s = timeout_s;
   options.silence_s = silence_s;
-  options.flight_directory = flight;
   return options;
 }
 
-// Sums without end. The file shows that the rank has got that far.
+// Sums without end. A file in `signs` shows that the rank has got that far; flight records go there, too.
 std::string sum_for_ever(const Place& place, int rank, int world_size, const CommunicatorOptions& options,
                          const std::filesystem::path& signs) {
   const auto communicator = make_tcp_communicator(place.of(rank, world_size), options);
+  communicator->leave_record_in(signs);
   std::vector<float> bucket(300000, 1);
   for (int step = 0;; ++step) {
     communicator->wait(communicator->start_all_reduce_sum(bucket));
@@ -51,8 +50,7 @@ TEST_CASE("a rank that is killed or stopped in mid-call is named by all others i
       const double silence_s = 3;
       Place place;
       Processes ranks(world_size, [&](int rank) {
-        return sum_for_ever(place, rank, world_size, options_with(15, silence_s, folder.path()),
-                            folder.path());
+        return sum_for_ever(place, rank, world_size, options_with(15, silence_s), folder.path());
       });
       for (int rank = 0; rank < world_size; ++rank)
         REQUIRE(

@@ -43,8 +43,7 @@ class ThreadCommunicator : public Communicator {
         options_(options),
         group_(std::move(group)),
         record_(rank, world_size_),
-        queue_(record_,
-               [this](const std::string& reason) { record_.write(options_.flight_directory, reason); }) {}
+        queue_(record_, [](const std::string&) {}) {}
   ~ThreadCommunicator() override {
     if (std::uncaught_exceptions() > exceptions_)
       abort("left by an exception");
@@ -78,7 +77,6 @@ class ThreadCommunicator : public Communicator {
     wait(start({"barrier", 0, 0, nullptr, nullptr}, [] {}));
   }
   void abort(const std::string& reason) noexcept override {
-    record_.write(options_.flight_directory, reason);
     const std::lock_guard lock(group_->mutex);
     set_failure(fmt::format("rank {} aborted: {}", rank_, reason));
   }

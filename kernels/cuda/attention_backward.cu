@@ -29,6 +29,8 @@
 // Sinks outside a row's own group are not visited here: attention_sinks.cu leaves their dS, and the block at
 // a query tile's diagonal multiplies it into d_q. Ideas: FlashAttention-2's tiling (Dao, arXiv 2307.08691);
 // FlashAttention-3's warps with one task each, and its turns.
+#include <new>
+
 #include "kernels/cuda/attention_backward_work.cuh"
 
 namespace sinklora::cuda {
@@ -223,7 +225,7 @@ __device__ void multiply(const AttentionGradientArguments<uint16_t>& a, const Wo
   using S = BackwardShared<D>;
   int thread = threadIdx.x, lane = thread & 31, warp = thread >> 5;
   const int group = __shfl_sync(~0u, thread >> 7, 0);  // so that descriptors are computed once for a warp
-  {
+  {  // of these numbers none is kept, and all are made again at the end: registers
     const int64_t kv = w.start + w.first_key, kv_column = w.kv_head * D;
     const int valid = w.last_key - w.first_key + 1;
     load_panels<product_threads, keys, D>(memory + S::k, keys * 128, a.k.data + kv * a.k.stride + kv_column,

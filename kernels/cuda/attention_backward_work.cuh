@@ -2,9 +2,6 @@
 // memory, how query tiles come and how dQ goes.
 #pragma once
 
-#include <cmath>
-#include <new>
-
 #include "kernels/cuda/attention_tiles.cuh"
 #include "kernels/cuda/tensor_core.cuh"
 #include "kernels/cuda/wgmma.cuh"

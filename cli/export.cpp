@@ -42,8 +42,7 @@ void export_adapter(const ExportOptions& options) {
   if (!layout.replaced.empty())
     fmt::print(
         "PEFT loads its weights as they are. vLLM refuses adapters with modules_to_save, and llama.cpp's "
-        "converter "
-        "refuses a trained\n"
+        "converter refuses a trained\n"
         "embedding and applies no norms: for these, merge the adapter into its base (sinklora merge).\n");
 }
 

@@ -68,4 +68,10 @@ Json read_json(const std::filesystem::path& path, int64_t max_bytes) {
   return parse_json(read_text(path, max_bytes), path.string());
 }
 
+std::string dump_json(const Json& json) { return json.dump(-1, ' ', false, Json::error_handler_t::replace); }
+
+void write_json(const std::filesystem::path& path, const Json& json) {
+  write_text_atomically(path, json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n");
+}
+
 }  // namespace sinklora

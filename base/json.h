@@ -23,4 +23,9 @@ SortedJson parse_sorted_json(std::string_view text, const std::string& source);
 // Reads and parses a whole file of at most `max_bytes`.
 Json read_json(const std::filesystem::path& path, int64_t max_bytes = 100'000'000);
 
+// The other way. Bytes that are not UTF-8 (a path, a reply cut inside a character), at which the library throws,
+// become U+FFFD.
+std::string dump_json(const Json& json);                               // one line, without its end
+void write_json(const std::filesystem::path& path, const Json& json);  // indented, as write_text_atomically()
+
 }  // namespace sinklora

@@ -7,7 +7,6 @@
 #include <filesystem>
 #include <string>
 
-#include "base/files.h"
 #include "base/json.h"
 
 namespace sinklora {
@@ -18,17 +17,17 @@ inline CLI::Option* add_json(CLI::App& verb, std::string& path, const std::strin
       ->type_name("FILE");
 }
 
-// Bytes that are not UTF-8 (a reply cut inside a character) are replaced. --json: "-" prints the object to
-// standard output and returns true (nothing else should be printed there); a file name writes it there and
-// returns false, as "" does. Where the file cannot be written the object goes to standard output, then throws.
+// --json: "-" prints the object to standard output and returns true (nothing else should be printed there); a
+// file name writes it there and returns false, as "" does. Where the file cannot be written the object goes to
+// standard output, then throws.
 inline bool write_result(const std::string& json_path, const Json& result) {
   if (json_path == "-") {
-    std::puts(result.dump(-1, ' ', false, Json::error_handler_t::replace).c_str());
+    std::puts(dump_json(result).c_str());
     return true;
   }
   if (json_path.empty()) return false;
   try {
-    write_text_atomically(json_path, result.dump(2, ' ', false, Json::error_handler_t::replace) + "\n");
+    write_json(json_path, result);
   } catch (...) {  // what took hours to measure is not lost for a wrong name
     write_result("-", result);
     throw;

@@ -28,7 +28,7 @@ std::string shown(const Tokenizer* tokenizer, int32_t id) {
   if (id == kNotScored) return "-";
   if (!tokenizer) return std::to_string(id);
   const std::string piece = id < tokenizer->vocab_size ? tokenizer->piece(id) : "?";
-  return fmt::format("{} {}", id, Json(piece).dump(-1, ' ', false, Json::error_handler_t::replace));
+  return fmt::format("{} {}", id, dump_json(piece));
 }
 
 void print_sample(const Sample& sample, int64_t number, int64_t positions, const Tokenizer* tokenizer,

@@ -156,7 +156,7 @@ void write_json_array(const std::filesystem::path& path, const std::function<std
   file.write("[");
   const char* between = "\n";
   while (const std::optional<Json> element = next()) {
-    file.write(between + element->dump(-1, ' ', false, Json::error_handler_t::replace));
+    file.write(between + dump_json(*element));
     between = ",\n";
   }
   file.write("\n]\n");

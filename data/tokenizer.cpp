@@ -277,7 +277,7 @@ void write_byte_tokenizer(const fs::path& directory) {
                     {"eos_token", "</s>"},
                     {"pad_token", "<pad>"},
                     {"add_bos_token", true}};
-  write_text_atomically(directory / "tokenizer_config.json", config.dump(2) + "\n");
+  write_json(directory / "tokenizer_config.json", config);
 }
 
 }  // namespace sinklora

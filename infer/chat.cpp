@@ -108,7 +108,7 @@ Reply Chat::say(const std::string& message, const std::function<void(std::string
 std::string Chat::to_json() const {
   Json list = Json::array();
   for (const auto& [role, content] : messages_) list.push_back({{"role", role}, {"content", content}});
-  return Json{{"messages", list}}.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n";
+  return dump_json(Json{{"messages", list}}) + "\n";
 }
 
 std::optional<ChatTemplate> detect_chat_template(const std::filesystem::path& model,

@@ -204,8 +204,7 @@ void ModelDirectory::expect_head_is_embedding() const {
   if (!files_[a.file]->equal(a.info, *files_[b.file], b.info))
     fail_input(
         "{}: {} differs from {}, although config.json sets tie_word_embeddings: set that to false if the "
-        "head "
-        "is meant, or remove {}",
+        "head is meant, or remove {}",
         directory_.string(), kHead, kEmbedding, kHead);
 }
 
@@ -286,7 +285,7 @@ void write_model_directory(const fs::path& directory, const LlamaConfig& config,
   if (const auto room = free_bytes(directory); room && *room < total)
     fail_input("{}: the model needs {} bytes, the disk has {}; free some or choose another --out",
                directory.string(), total, *room);
-  write_text_atomically(directory / "config.json", config_json(config).dump(2) + "\n");
+  write_json(directory / "config.json", config_json(config));
   Json weight_map = Json::object();
   for (size_t i = 0; i < shards.size(); ++i) {
     const std::string name = shards.size() == 1
@@ -297,7 +296,7 @@ void write_model_directory(const fs::path& directory, const LlamaConfig& config,
   }
   if (shards.size() > 1) {
     const Json index = {{"metadata", {{"total_size", total}}}, {"weight_map", weight_map}};
-    write_text_atomically(directory / kIndexFile, index.dump(2) + "\n");
+    write_json(directory / kIndexFile, index);
   }
   if (copy_from.empty()) return;
   for (const char* name : kCopiedFiles) {

@@ -378,8 +378,7 @@ void write_adapter(const fs::path& directory, const Adapter& adapter, double alp
   // Without it PEFT warns and unties them when it merges. Only where it matters: older PEFT does not know it.
   if (adapter.replaced.contains(kHead) && keeps_head_tied(adapter)) config["ensure_weight_tying"] = true;
   write_safetensors(directory / kWeightsFile, tensors);
-  write_text_atomically(directory / kConfigFile,
-                        config.dump(2, ' ', false, Json::error_handler_t::replace) + "\n");
+  write_json(directory / kConfigFile, config);
 }
 
 AdapterRunInfo read_run_info(const fs::path& adapter_directory) {
@@ -409,7 +408,7 @@ void write_run_info(const fs::path& adapter_directory, const AdapterRunInfo& inf
   if (info.rope) json["rope_scaling"] = rope_object(*info.rope);
   if (info.context != 0) json["context"] = info.context;
   if (!info.base.empty()) json["base_weights"] = info.base;
-  write_text_atomically(adapter_directory / kRunInfoFile, json.dump(2) + "\n");
+  write_json(adapter_directory / kRunInfoFile, json);
 }
 
 }  // namespace sinklora

@@ -135,8 +135,7 @@ void save_checkpoint(const TrainOptions& options, Ops& ops, const Weights& weigh
                   {"position", state.position},        {"tokens", state.tokens},
                   {"updates", state.updates},          {"planned_steps", state.planned_steps},
                   {"fingerprint", fingerprint}};
-  write_text_atomically(folder.path() / kStateFile,
-                        json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n");
+  write_json(folder.path() / kStateFile, json);
   write_sums(folder.path());
   if (options.trainable != "full")  // without a sum: an edited one is no damage
     write_adapter_card(folder.path(), options.model.string(), config, options.context);
@@ -158,7 +157,7 @@ void settle_checkpoints(const TrainOptions& options, int64_t before, int64_t ste
 
 void remove_unfinished(const fs::path& out) {
   remove_leftovers(out, {"step-", "latest", "metrics.jsonl", "loss.svg", "run.toml", "env.json", "eval.jsonl",
-                         "resumed_from", "flight.rank"});
+                         kOriginFile, "flight.rank"});
 }
 
 Beginning find_beginning(const TrainOptions& options) {

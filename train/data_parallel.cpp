@@ -53,8 +53,7 @@ AbortOnError::~AbortOnError() {
 }
 
 void agree_on_run(Communicator& ranks, const Json& fingerprint, std::vector<Field> more) {
-  for (const auto& [name, value] : fingerprint.items())
-    more.push_back({name, value.dump(-1, ' ', false, Json::error_handler_t::replace)});
+  for (const auto& [name, value] : fingerprint.items()) more.push_back({name, dump_json(value)});
   agree(ranks, more, "before step 1");
 }
 

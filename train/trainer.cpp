@@ -321,8 +321,7 @@ class Trainer {
     note_beginning(options_, beginning);
     if (!options_.resolved_config.empty())
       write_text_atomically(options_.out / "run.toml", options_.resolved_config);
-    write_text_atomically(options_.out / "env.json",
-                          environment().dump(2, ' ', false, Json::error_handler_t::replace) + "\n");
+    write_json(options_.out / "env.json", environment());
   }
 
   // Nothing is done, and nothing returned, once a rank has been told to stop.

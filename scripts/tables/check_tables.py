@@ -14,6 +14,7 @@ miniature.py's commands are checked as well, and docs/results against its raw ro
 """
 import argparse
 import array
+import collections
 import contextlib
 import importlib
 import io
@@ -362,6 +363,15 @@ def check_index(scripts: list[str], folder: pathlib.Path) -> None:
         say(f"docs/results/paper_tables.md: of all tables it does not say: {wanted}")
 
 
+def retrieval_row(record: dict) -> str:
+    right, trials = collections.Counter(), collections.Counter()
+    for cell in record["cells"]:
+        right[cell["wanted_tokens"]] += cell["correct"]
+        trials[cell["wanted_tokens"]] += cell["trials"]
+    name = "after" if record["model"].startswith("train-") else "before the fine-tune"
+    return f"| {name} | " + " | ".join(f"{100 * right[length] / trials[length]:.0f}" for length in trials)
+
+
 def check_results(folder: pathlib.Path) -> None:
     results = HERE.parents[1] / "docs" / "results"
     page = (results / "README.md").read_text()
@@ -377,12 +387,15 @@ def check_results(folder: pathlib.Path) -> None:
         lines = miniature_report.markdown(rows, list(rows[0]["ppl"])).splitlines()
         compare(f"table {name}", lines[:1] + lines[2:])
         miniature_report.plots(rows, folder / "plots", name)
-    compare("the table of cache budgets", [line for line in cache_budget.markdown(
-        paper_table.read_records(results / "cache_budget.jsonl")).splitlines() if line.startswith("| ")])
+    budgets = paper_table.read_records(results / "cache_budget.jsonl")
+    compare("the table of cache budgets", [line for line in cache_budget.markdown(budgets).splitlines() if line.startswith("| ")])
+    cache_budget.plots(budgets, folder / "plots")
+    compare("the table of retrieval", [retrieval_row(record) for record in paper_table.read_records(results / "sft_retrieval.jsonl")
+                                       if record["protocol"] == "questions"])
     for plot in (folder / "plots").iterdir():
         xml.etree.ElementTree.parse(plot)
         if not (results / plot.name).exists() or plot.read_bytes() != (results / plot.name).read_bytes():
-            say(f"docs/results/{plot.name} is not what miniature_report.py makes of its rows")
+            say(f"docs/results/{plot.name} is not what its rows make")
 
 
 def main() -> None:

@@ -92,9 +92,11 @@ def svg(series: dict[str, list[tuple[float, float]]], title: str, x_label: str, 
            f'<text x="{(width - right + left) / 2:.0f}" y="{height - 10}" text-anchor="middle">{x_label}</text>',
            f'<text transform="translate(16 {(height - bottom + top) / 2:.0f}) rotate(-90)" text-anchor="middle">{y_label}</text>',
            f'<path d="M{left} {top}V{height - bottom}H{width - right}" fill="none" stroke="black"/>']
-    digits = max(0, 1 - math.floor(math.log10((y1 - y0) / 4)))
-    for i in range(5):
-        y = y0 + (y1 - y0) * i / 4
+    step = 10 ** math.floor(math.log10((y1 - y0) / 4))
+    step *= next(k for k in (1, 2, 5, 10) if 5 * k * step >= y1 - y0)
+    digits = max(0, -math.floor(math.log10(step)))
+    for i in range(math.ceil(y0 / step), math.floor(y1 / step) + 1):
+        y = i * step
         py = at(points[0][0], y)[1]
         out.append(f'<text x="{left - 6}" y="{py + 4:.1f}" text-anchor="end">{y:.{digits}f}</text><path d="M{left} {py:.1f}h{width - left - right}" stroke="#ddd"/>')
     for x in sorted({x for x, _ in points}) if not named else [min(xs), (min(xs) + max(xs)) / 2, max(xs)]:

@@ -7,12 +7,9 @@
 // sinks, sinks_kernel does it, for it has dO at hand.
 //
 // sinks_kernel: delta; dS of all such pairs, for the main kernel to multiply by k into its d_q; and the
-// sinks' dK, dV summed over chunks of queries. 8 D FLOP a pair; q, dO and out are read once: memory-bound.
-// One block of 4 warps for (sequence, query head, chunk) walks tiles of 64 queries, of which the next is on
-// its way while one is worked on. A warp owns 16 of the tile's queries for delta. Up to 16 sinks: it owns the
-// same queries for the products, and the warps add up their dK, dV in the end. More: it owns 16 of 64 sinks,
-// and all the queries. Scores are computed transposed, [sinks, queries], so that P^T and dS^T are register
-// operands of dV and dK (mma.sync), which stay in registers.
+// sinks' dK, dV summed over chunks of queries. 8 D FLOP a pair; q, dO and out are read once: memory-bound for
+// 16 sinks. One block of 8 warps for (sequence, query head, chunk); up to 64 sinks at a time; a warp owns 16
+// of a tile's 128 queries for delta, S and dP, and 16 of the D columns for dK and dV (mma.sync).
 //
 // finish_kernel: d_k, d_v of the sinks = the main kernel's part + chunks and query heads, always in this
 // order.
@@ -22,8 +19,7 @@
 namespace sinklora::cuda {
 namespace {
 
-constexpr int delta_threads = 256, sink_threads = 128, rows_per_tile = 64;
-static_assert(rows_per_tile == query_tile);
+constexpr int delta_threads = 256, sink_threads = 256, rows_per_tile = 128;
 
 __device__ inline float dot_bf16(uint4 x, uint4 y) {
   const uint32_t a[4] = {x.x, x.y, x.z, x.w}, b[4] = {y.x, y.y, y.z, y.w};
@@ -51,19 +47,14 @@ __global__ void __launch_bounds__(delta_threads) delta_kernel(AttentionGradientA
   if (token < a.tokens && threadIdx.x % lanes == 0) a.delta[head * a.tokens + token] = sum;
 }
 
-// Whether the products are divided among the warps by query, or else by sink.
-template <int SINKS>
-inline constexpr bool by_query = SINKS == 16;
-
-// Shared memory: two buffers of q and dO [64, D] (in the end, the warps' sums), k and v [SINKS, D], two of
-// the queries' log-sum-exps and numbers of sinks, delta.
-template <int SINKS, int D>
+// Shared memory: q and dO [128, D], k and v [SINKS, D], P and dS [128, 64] (SINKS columns used), bounds,
+// delta.
+template <int D>
 struct SinkShared {
-  static constexpr uint32_t tile = rows_per_tile * D * 2, k = 4 * tile, v = k + SINKS * D * 2;
-  static constexpr uint32_t lse = v + SINKS * D * 2, ends = lse + 2 * rows_per_tile * 4;
-  static constexpr uint32_t delta = ends + 2 * rows_per_tile * 4, bytes = delta + rows_per_tile * 4;
-  __device__ static uint32_t q(int buffer) { return 2 * buffer * tile; }
-  __device__ static uint32_t d_out(int buffer) { return (2 * buffer + 1) * tile; }
+  static constexpr uint32_t q = 0, d_out = rows_per_tile * D * 2, p = 2 * rows_per_tile * D * 2;
+  static constexpr uint32_t d_s = p + rows_per_tile * 128, ends = d_s + rows_per_tile * 128;
+  static constexpr uint32_t delta = ends + rows_per_tile * 4, k = delta + rows_per_tile * 4;
+  static constexpr uint32_t bytes(int sinks) { return k + 2 * sinks * D * 2; }
 };
 
 // One chunk of queries of one head.
@@ -122,179 +113,153 @@ struct TileDelta {
   }
 };
 
-// Of 16 sinks, the one that is row `row` of an operand: so that a lane, which has two neighbouring rows of 16
-// and the two 8 below, has four sinks in a row of dS. (4-byte stores to parts of a sector cost as much as the
-// rest.)
-__device__ inline int sink_of_row(int row) { return row % 8 / 2 * 4 + row % 2 + row / 8 * 2; }
-
-// The pairs of 16 queries, from `row` of a tile on, with 16 sinks, from `own_sink` of those at k and v on,
-// whose first is `sink`: dS to `d_s`, the tile's; dK and dV are added to `sums`, [16 sinks, dK's D columns,
-// then dV's].
+// The pairs of 16 queries (a warp's) with SINKS sinks: P and dS to shared memory, dS also to where d_q is
+// summed.
 template <int SINKS, int D>
-__device__ __forceinline__ void sink_pairs(float (&sums)[D / 4][4],
-                                           const AttentionGradientArguments<uint16_t>& a, uint32_t memory,
-                                           const char* generic, int buffer, int sink, int own_sink, int row,
-                                           uint16_t* d_s, int lane) {
-  using S = SinkShared<SINKS, D>;
-  const uint32_t q = memory + S::q(buffer), d_out = memory + S::d_out(buffer);
-  float s[2][4] = {}, d_p[2][4] = {};
-  const int operand_row = own_sink + sink_of_row(lane & 15);
+__device__ __forceinline__ void sink_rows(const AttentionGradientArguments<uint16_t>& a, const SinkWork& w,
+                                          uint32_t memory, const int* ends, const float* delta, int first_row,
+                                          int first_sink, int64_t tile_base) {
+  using S = SinkShared<D>;
+  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+  const uint32_t k = memory + S::k, v = k + SINKS * D * 2;
+  float s[SINKS / 8][4] = {}, d_p[SINKS / 8][4] = {};
 #pragma unroll
   for (int step = 0; step < D / 16; ++step) {
-    const uint32_t at = Tile<D>::offset(operand_row, 2 * step + (lane >> 4));
-    uint32_t x[4], y[4];
-    load_matrix(x, memory + S::k + at);
-    load_matrix(y, q + Tile<D>::by_chunk(lane, row, 2 * step));
-    mma(s[0], x, y[0], y[1]);
-    mma(s[1], x, y[2], y[3]);
-    load_matrix(x, memory + S::v + at);
-    load_matrix(y, d_out + Tile<D>::by_chunk(lane, row, 2 * step));
-    mma(d_p[0], x, y[0], y[1]);
-    mma(d_p[1], x, y[2], y[3]);
+    uint32_t q[4], d_out[4];
+    load_matrix(q, memory + S::q + Tile<D>::by_row(lane, warp * 16, 2 * step));
+    load_matrix(d_out, memory + S::d_out + Tile<D>::by_row(lane, warp * 16, 2 * step));
+#pragma unroll
+    for (int j = 0; j < SINKS / 16; ++j) {
+      uint32_t b[4];
+      load_matrix(b, k + Tile<D>::by_chunk(lane, j * 16, 2 * step));
+      mma(s[2 * j], q, b[0], b[1]);
+      mma(s[2 * j + 1], q, b[2], b[3]);
+      load_matrix(b, v + Tile<D>::by_chunk(lane, j * 16, 2 * step));
+      mma(d_p[2 * j], d_out, b[0], b[1]);
+      mma(d_p[2 * j + 1], d_out, b[2], b[3]);
+    }
   }
+  // Of the warp's query tile; written if any of the tile's rows has sinks, that is if its last one has.
+  const int tile = warp * 16 / static_cast<int>(query_tile),
+            last = min(tile * 64 + 63, w.length - 1 - first_row);
+  const bool tile_has_sinks = last >= tile * 64 && ends[last] > 0;
+  uint16_t* d_s =
+      a.sink_d_s + (w.head * a.tile_slots + tile_base + first_row / query_tile) * query_tile * a.sink_columns;
   const float scale_log2 = a.scale * log2_e;
-  const int column = row + 2 * (lane & 3);                  // the lane's first query
-  const int own = sink + own_sink + sink_of_row(lane / 4);  // its first sink; and the one 2 on
 #pragma unroll
-  for (int n = 0; n < 2; ++n) {
-    const int at = (buffer * rows_per_tile + column + n * 8) * 4;
-    const auto lse = *reinterpret_cast<const float2*>(generic + S::lse + at);
-    const auto ends = *reinterpret_cast<const int2*>(generic + S::ends + at);
-    const auto delta = *reinterpret_cast<const float2*>(generic + S::delta + (column + n * 8) * 4);
+  for (int r = 0; r < 2; ++r) {
+    const int local = warp * 16 + r * 8 + lane / 4, row = first_row + local;
+    const bool in_range = row < w.length;
+    const int64_t token = w.start + row;
+    const float reference = in_range ? a.lse.data[w.head * a.lse.stride + token] * log2_e : 0.0f;
+    const float shift = delta[local];
+    uint32_t rounded[SINKS / 8];
 #pragma unroll
-    for (int c = 0; c < 4; ++c) {
-      const bool sees = own + c / 2 * 2 < (c & 1 ? ends.y : ends.x);
-      const float weight = fast_exp2(fmaf(s[n][c], scale_log2, -log2_e * (c & 1 ? lse.y : lse.x)));
-      s[n][c] = sees ? weight : 0.0f;
-      d_p[n][c] = s[n][c] * (d_p[n][c] - (c & 1 ? delta.y : delta.x));
+    for (int n = 0; n < SINKS / 8; ++n) {
+      float p[2], g[2];
+#pragma unroll
+      for (int c = 0; c < 2; ++c) {
+        const bool sees = first_sink + n * 8 + 2 * (lane & 3) + c < ends[local];
+        const float weight = fast_exp2(fmaf(s[n][2 * r + c], scale_log2, -reference));
+        p[c] = sees ? weight : 0.0f;
+        g[c] = p[c] * (d_p[n][2 * r + c] - shift);
+      }
+      const uint32_t at = Tile<64>::offset(local, n) + 4 * (lane & 3);
+      rounded[n] = pack_bf16(g[0], g[1]);
+      store_shared(memory + S::p + at, pack_bf16(p[0], p[1]));
+      store_shared(memory + S::d_s + at, rounded[n]);
     }
-  }
-  uint32_t p_rows[1][4], d_s_rows[1][4];
-  to_operand<16>(p_rows, s);
-  to_operand<16>(d_s_rows, d_p);
-  uint16_t* to = d_s + (row + lane / 4) * a.sink_columns + sink + own_sink + 4 * (lane & 3);
+    if (!tile_has_sinks) continue;  // a branch in the loop above would take it apart
+    uint16_t* to = d_s + local * a.sink_columns + first_sink + 2 * (lane & 3);
 #pragma unroll
-  for (int i = 0; i < 2; ++i)
-    *reinterpret_cast<uint2*>(to + i * 8 * a.sink_columns) = {transposed(d_s_rows[0][2 * i]),
-                                                              transposed(d_s_rows[0][2 * i + 1])};
-#pragma unroll
-  for (int i = 0; i < D / 16; ++i) {
-    uint32_t y[4];
-    load_matrix_transposed(y, d_out + Tile<D>::by_row(lane, row, 2 * i));
-    mma(sums[D / 8 + 2 * i], p_rows[0], y[0], y[1]);
-    mma(sums[D / 8 + 2 * i + 1], p_rows[0], y[2], y[3]);
-    load_matrix_transposed(y, q + Tile<D>::by_row(lane, row, 2 * i));
-    mma(sums[2 * i], d_s_rows[0], y[0], y[1]);
-    mma(sums[2 * i + 1], d_s_rows[0], y[2], y[3]);
+    for (int n = 0; n < SINKS / 8; ++n) *reinterpret_cast<uint32_t*>(to + n * 8) = rounded[n];
   }
 }
 
-// Writes the block's dK and dV: a warp its own, or all warps together a part each of what they have summed.
+// dK or dV [SINKS, 16 columns] += x^T y over a tile's 128 queries.
 template <int SINKS, int D>
-__device__ void put_sums(const float (&sums)[D / 4][4], const AttentionGradientArguments<uint16_t>& a,
-                         const SinkWork& w, char* generic, int sink, int own_sink) {
-  constexpr int warps = sink_threads / 32;
-  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
-  const int first = own_sink + sink_of_row(lane / 4), sinks = static_cast<int>(a.pattern.num_sinks);
-  float* to = a.sink_parts + ((w.slot * a.num_heads + w.head) * a.sink_columns + sink + first) * 2 * D +
-              2 * (lane & 3);
-  const auto put = [&](int n, float4 sum) {
-    if (sink + first < sinks) *reinterpret_cast<float2*>(to + n * 8) = {sum.x, sum.y};
-    if (sink + first + 2 < sinks) *reinterpret_cast<float2*>(to + 2 * 2 * D + n * 8) = {sum.z, sum.w};
-  };
-  auto* of_warps = reinterpret_cast<float4*>(generic) + lane;  // [warps, D / 4, lanes]
-  if (by_query<SINKS>) __syncthreads();                        // all tiles are read
+__device__ __forceinline__ void sink_columns(float (&c)[SINKS / 16][2][4], uint32_t x, uint32_t y, int lane,
+                                             int column) {
 #pragma unroll
-  for (int n = 0; n < D / 4; ++n) {
-    const float4 sum = {sums[n][0], sums[n][1], sums[n][2], sums[n][3]};
-    if (by_query<SINKS>)
-      of_warps[(warp * (D / 4) + n) * 32] = sum;
-    else
-      put(n, sum);
-  }
-  if (!by_query<SINKS>) return;
-  __syncthreads();
-  for (int n = warp; n < D / 4; n += warps) {
-    float4 sum = of_warps[n * 32];
-    for (int other = 1; other < warps; ++other) {
-      const float4 more = of_warps[(other * (D / 4) + n) * 32];
-      sum.x += more.x, sum.y += more.y, sum.z += more.z, sum.w += more.w;
+  for (int step = 0; step < rows_per_tile / 16; ++step) {
+    uint32_t b[4];
+    load_matrix_transposed(b, y + Tile<D>::by_row(lane, step * 16, column / 8));
+#pragma unroll
+    for (int i = 0; i < SINKS / 16; ++i) {
+      uint32_t t[4];
+      load_matrix_transposed(t, x + Tile<64>::by_chunk(lane, step * 16, i * 2));
+      mma(c[i][0], t, b[0], b[1]);
+      mma(c[i][1], t, b[2], b[3]);
     }
-    put(n, sum);
   }
 }
 
 template <int SINKS, int D>
-__global__ void __launch_bounds__(sink_threads, 2) sinks_kernel(AttentionGradientArguments<uint16_t> a) {
-  using S = SinkShared<SINKS, D>;
+__global__ void __launch_bounds__(sink_threads) sinks_kernel(AttentionGradientArguments<uint16_t> a) {
+  using S = SinkShared<D>;
   extern __shared__ __align__(128) char generic[];
   const uint32_t memory = shared_address(generic);
+  auto* ends = reinterpret_cast<int*>(generic + S::ends);
   auto* delta = reinterpret_cast<float*>(generic + S::delta);
   const SinkWork w(a);
   if (w.first >= w.end) return;
-  const int thread = threadIdx.x, lane = thread & 31, warp = thread >> 5;
-  const int own_row = by_query<SINKS> ? warp * 16 : 0, own_sink = by_query<SINKS> ? 0 : warp * 16;
+  const int thread = threadIdx.x, lane = thread & 31, column = (thread >> 5) * 16;
   const int64_t kv_column = w.head / (a.num_heads / a.num_kv_heads) * D;
   const int sinks = static_cast<int>(a.pattern.num_sinks);
-  uint16_t* const d_s = a.sink_d_s + (w.head * a.tile_slots + slot_base(w.start, w.sequence, query_tile)) *
-                                         query_tile * a.sink_columns;  // of the sequence
-  // Where a tile has none, delta is all there is to do.
-  const auto has_pairs = [&](int row) {
-    return tile_has_sinks(a.pattern, w.head, row / rows_per_tile, w.length);
-  };
-  const auto load = [&](int row, int buffer) {
-    const int valid = w.end - row;
-    const int64_t token = w.start + row;
-    load_tile<D, rows_per_tile, sink_threads>(memory + S::d_out(buffer),
-                                              a.d_out.data + token * a.d_out.stride + w.head * D,
-                                              a.d_out.stride, valid, thread);
-    if (has_pairs(row)) {
-      load_tile<D, rows_per_tile, sink_threads>(
-          memory + S::q(buffer), a.q.data + token * a.q.stride + w.head * D, a.q.stride, valid, thread);
-      if (thread < rows_per_tile) {
-        const int at = (buffer * rows_per_tile + thread) * 4;
-        copy_async_4(memory + S::lse + at,
-                     a.lse.data + w.head * a.lse.stride + token + (thread < valid ? thread : 0),
-                     thread < valid);
-        *reinterpret_cast<int*>(generic + S::ends + at) =
-            thread < valid ? sinks_outside(a.pattern, w.head, row + thread, w.length) : 0;
-      }
-    }
-  };
+  const int64_t tile_base = slot_base(w.start, w.sequence, query_tile);
   for (int sink = 0; sink < sinks; sink += SINKS) {
-    float sums[D / 4][4] = {};
-    TileDelta<D> of_tile;
+    float d_k[SINKS / 16][2][4] = {}, d_v[SINKS / 16][2][4] = {};
     const int valid_sinks = min(sinks, w.length) - sink;
-    int row = w.first;
-    while (sink > 0 && row < w.end && !has_pairs(row)) row += rows_per_tile;
-    __syncthreads();  // the tiles of the sinks before are read
+    __syncthreads();  // the tiles of the step before are read, here and below
     load_tile<D, SINKS, sink_threads>(memory + S::k, a.k.data + (w.start + sink) * a.k.stride + kv_column,
                                       a.k.stride, valid_sinks, thread);
-    load_tile<D, SINKS, sink_threads>(memory + S::v, a.v.data + (w.start + sink) * a.v.stride + kv_column,
-                                      a.v.stride, valid_sinks, thread);
-    if (row < w.end) load(row, 0);
-    if (sink == 0) of_tile.load(a, w, row);
-    for (int buffer = 0; row < w.end; row += rows_per_tile, buffer ^= 1) {
+    load_tile<D, SINKS, sink_threads>(memory + S::k + SINKS * D * 2,
+                                      a.v.data + (w.start + sink) * a.v.stride + kv_column, a.v.stride,
+                                      valid_sinks, thread);
+    for (int row = w.first; row < w.end; row += rows_per_tile) {
+      const int valid = w.end - row;
+      // Later rows have more sinks outside: where the last one has none, no pair is here, and delta is all.
+      const bool pairs = sinks_outside(a.pattern, w.head, row + min(valid, rows_per_tile) - 1, w.length) > 0;
+      if (!pairs && sink > 0) continue;
+      __syncthreads();
+      load_tile<D, rows_per_tile, sink_threads>(memory + S::d_out,
+                                                a.d_out.data + (w.start + row) * a.d_out.stride + w.head * D,
+                                                a.d_out.stride, valid, thread);
+      if (pairs)
+        load_tile<D, rows_per_tile, sink_threads>(
+            memory + S::q, a.q.data + (w.start + row) * a.q.stride + w.head * D, a.q.stride, valid, thread);
       copy_async_commit();
+      TileDelta<D> of_tile;
+      if (sink == 0)
+        of_tile.load(a, w, row);
+      else if (thread < rows_per_tile)
+        delta[thread] = thread < valid ? a.delta[w.head * a.tokens + w.start + row + thread] : 0.0f;
+      if (thread < rows_per_tile) ends[thread] = sinks_outside(a.pattern, w.head, row + thread, w.length);
       copy_async_wait<0>();
-      __syncthreads();  // this tile is here, and the one before is done with
-      const int next = row + rows_per_tile;
-      if (next < w.end) load(next, buffer ^ 1);
-      if (sink == 0) {
-        of_tile.finish(a, w, row, memory + S::d_out(buffer), delta);
-        if (next < w.end) of_tile.load(a, w, next);
-      } else if (lane < 16) {
-        const int i = warp * 16 + lane;
-        delta[i] = row + i < w.end ? a.delta[w.head * a.tokens + w.start + row + i] : 0.0f;
+      __syncthreads();
+      if (sink == 0) of_tile.finish(a, w, row, memory + S::d_out, delta);
+      if (!pairs) continue;
+      sink_rows<SINKS, D>(a, w, memory, ends, delta, row, sink, tile_base);
+      __syncthreads();
+      if (column < D) {
+        sink_columns<SINKS, D>(d_v, memory + S::p, memory + S::d_out, lane, column);
+        sink_columns<SINKS, D>(d_k, memory + S::d_s, memory + S::q, lane, column);
       }
-      if (!has_pairs(row)) continue;
-      if (!by_query<SINKS>) __syncthreads();  // for delta
-#pragma unroll 1
-      for (int i = 0; i < (by_query<SINKS> ? 16 : rows_per_tile); i += 16)
-        sink_pairs<SINKS, D>(sums, a, memory, generic, buffer, sink, own_sink, own_row + i,
-                             d_s + row * a.sink_columns, lane);
     }
-    put_sums<SINKS, D>(sums, a, w, generic, sink, own_sink);
+    if (column >= D) continue;
+#pragma unroll
+    for (int i = 0; i < SINKS / 16; ++i)
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        const int at = sink + i * 16 + r * 8 + lane / 4;
+        float* to = a.sink_parts + ((w.slot * a.num_heads + w.head) * a.sink_columns + at) * 2 * D + column +
+                    2 * (lane & 3);
+#pragma unroll
+        for (int n = 0; n < 2; ++n) {
+          *reinterpret_cast<float2*>(to + n * 8) = {d_k[i][n][2 * r], d_k[i][n][2 * r + 1]};
+          *reinterpret_cast<float2*>(to + D + n * 8) = {d_v[i][n][2 * r], d_v[i][n][2 * r + 1]};
+        }
+      }
   }
 }
 
@@ -311,7 +276,6 @@ __global__ void __launch_bounds__(2 * D) finish_kernel(AttentionGradientArgument
   const int element = threadIdx.x;
   float sum = a.sink_base[((sequence * a.num_kv_heads + kv_head) * sinks + sink) * 2 * D + element];
   for (int64_t head = kv_head * group; head < (kv_head + 1) * group; ++head)
-#pragma unroll 8
     for (int64_t chunk = 0; chunk < chunks; ++chunk)
       sum += a.sink_parts[(((first_slot + chunk) * a.num_heads + head) * a.sink_columns + sink) * 2 * D +
                           element];
@@ -323,7 +287,7 @@ __global__ void __launch_bounds__(2 * D) finish_kernel(AttentionGradientArgument
 
 template <int SINKS, int D>
 void launch_sinks_of(const AttentionGradientArguments<uint16_t>& a, cudaStream_t stream) {
-  constexpr int shared = SinkShared<SINKS, D>::bytes;
+  constexpr int shared = SinkShared<D>::bytes(SINKS);
   check_attention(
       cudaFuncSetAttribute(sinks_kernel<SINKS, D>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared),
       "attention backward, sinks");

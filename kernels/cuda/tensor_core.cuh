@@ -46,13 +46,6 @@ __device__ inline void load_matrix_transposed(uint32_t (&r)[4], uint32_t address
                : "memory");
 }
 
-// A warp's 8 x 8 matrix of bf16, transposed; a lane holds two neighbours of row lane / 4.
-__device__ inline uint32_t transposed(uint32_t x) {
-  uint32_t y;
-  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(x));
-  return y;
-}
-
 // c[16, 8] += a[16, 16] b[16, 8]. Lane l holds c[l / 4][2 (l % 4)], its right neighbour, and both 8 rows
 // below.
 __device__ inline void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {

@@ -170,6 +170,11 @@ Beginning find_beginning(const TrainOptions& options) {
           "--out {}: none of its checkpoints is whole, and a new run would overwrite its metrics; move it "
           "away, or choose another --out",
           out.string());
+    if (!newest && fs::exists(out / kOriginFile))
+      fail_usage(
+          "--out {}: its run began with another's checkpoint and holds none of its own; name it again "
+          "(--resume DIR, as in its run.toml), or choose another --out",
+          out.string());
     return {newest, newest};
   }
   if (!fs::exists(named / kStateFile))

@@ -41,7 +41,8 @@ struct Beginning {
   std::optional<std::filesystem::path> from, newest;
 };
 // What --resume means. A run that began with another's checkpoint goes on, by the same command, with its own. Throws
-// Error(usage) where OUT holds a run that did not begin with the one that is named, Error(input) where none is whole.
+// Error(usage) where OUT holds a run that did not begin with the one that is named, or one that began with another's
+// and has none of its own, and would begin anew by auto; Error(input) where none is whole.
 Beginning find_beginning(const TrainOptions& options);
 // Once `from` is loaded, and before the first step.
 void note_beginning(const TrainOptions& options, const Beginning& beginning);

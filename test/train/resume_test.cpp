@@ -61,10 +61,12 @@ TEST_CASE(
   fs::copy(runs.out("run") / "resumed_from", runs.out("killed") / "resumed_from");
   std::ofstream(runs.out("killed") / "metrics.jsonl") << "{\"step\":3,\"loss\":1}\n";
   expect(0, in("killed", "--steps 3" + named(second)), "at step 2");
-  // The same, but then it began anew.
+  // The same, but then it is not named: no step is made, until it is told to begin anew.
   fs::create_directory(runs.out("anew"));
   fs::copy(runs.out("run") / "resumed_from", runs.out("anew") / "resumed_from");
-  expect(0, in("anew", "--steps 3"));
+  expect(2, in("anew", "--steps 3"), "name it again (--resume DIR");
+  CHECK(!fs::exists(runs.out("anew") / "metrics.jsonl"));
+  expect(0, in("anew", "--steps 3 --resume never"));
   expect(2, in("anew", "--steps 4" + named(second)), "did not begin with it");
   fs::remove(runs.out("run") / "resumed_from");
   expect(2, in("run", "--steps 7" + named(second)), "did not begin with it");

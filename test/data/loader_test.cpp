@@ -156,25 +156,36 @@ TEST_CASE("verify: an empty stream of tokens and one that ends inside a token ar
 TEST_CASE("a headerless stream of wider tokens is not read as uint16") {
   const TemporaryDirectory folder;
   const RandomStream random(1, "ids");
-  const auto write = [&](uint64_t tokens, uint64_t halves, uint64_t vocab) {
+  const auto write = [&](uint64_t tokens, uint64_t halves, uint64_t vocab, uint64_t one_real_in = 1,
+                         int64_t other = 0) {
     std::vector<uint16_t> stream;
     for (uint64_t i = 0; i < tokens; ++i) {
-      const uint64_t id = random.below(i, vocab);
+      const uint64_t id =
+          random.below(tokens + i, one_real_in) > 0 ? static_cast<uint64_t>(other) : random.below(i, vocab);
       for (uint64_t half = 0; half < halves; ++half) stream.push_back(static_cast<uint16_t>(id >> 16 * half));
     }
     write_file(folder / "s.bin", bytes_of(stream));
   };
-  for (const uint64_t vocab : {259, 32000, 128256})
-    for (const uint64_t tokens : {600, 100'003}) {
-      write(tokens, 2, vocab);
-      CHECK_THROWS_WITH_AS(TokenStream(folder / "s.bin"),
-                           doctest::Contains("looks like tokens of uint32, but a stream without a header"),
-                           Error);
-      write(tokens, 4, vocab);
-      CHECK_THROWS_WITH_AS(TokenStream(folder / "s.bin"), doctest::Contains("looks like tokens of int64"),
-                           Error);
-    }
-  write(100'003, 1, 32000);
+  for (const uint64_t vocab : {259, 32000, 128256, 262'208, 1 << 20})
+    for (const uint64_t tokens : {600, 100'003})
+      for (const uint64_t one_real_in : {1, 3, 12})
+        for (const auto& [width, name] : {std::pair(2, "uint32"), std::pair(4, "int64")}) {
+          CAPTURE(vocab);
+          CAPTURE(tokens);
+          CAPTURE(one_real_in);
+          for (const int64_t other : {-100, 0}) {  // a label that is masked; padding
+            write(tokens, width, vocab, one_real_in, other);
+            CHECK_THROWS_WITH_AS(
+                TokenStream(folder / "s.bin"),
+                doctest::Contains(
+                    fmt::format("looks like tokens of {}, but a stream without a header", name).c_str()),
+                Error);
+          }
+        }
+  for (const uint64_t one_real_in : {1, 3, 12}) {
+    write(100'003, 1, 32000, one_real_in, 0);
+    CHECK(TokenStream(folder / "s.bin").size() == 100'003);
+  }
   CHECK(TokenStream(folder / "s.bin").size() == 100'003);
   write(20, 2, 32000);  // too short to tell
   CHECK(TokenStream(folder / "s.bin").size() == 40);

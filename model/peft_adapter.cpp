@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdio>
 #include <set>
+#include <span>
 #include <tuple>
 
 #include "base/error.h"
@@ -79,12 +80,23 @@ fs::path weights_path(const fs::path& directory) {
 // them.
 void expect_whole_tensors(const AdapterLayout& layout, const fs::path& directory) {
   std::error_code error;
-  if (layout.replaced.empty() && fs::exists(directory / kWholeTensorsFile, error))
-    fail_input(
-        "{}: the embeddings and norms of LongLoRA, which are not in {}; pickled, they are never read here: "
-        "put them in once in Python: {}",
-        (directory / kWholeTensorsFile).string(), kWeightsFile,
-        conversion(directory, fmt::format("safetensors.torch.load_file(\"{}\")", kWeightsFile)));
+  if (!fs::exists(directory / kWholeTensorsFile, error)) return;
+  std::set<int64_t> layers;
+  for (const AdapterLayout::Module& module : layout.modules) layers.insert(parse_linear(module.name).first);
+  std::vector<std::string> missing{kEmbedding};
+  for (const int64_t layer : layers)
+    for (const char* norm : {"input_layernorm", "post_attention_layernorm"})
+      missing.push_back(fmt::format("model.layers.{}.{}.weight", layer, norm));
+  missing.push_back("model.norm.weight");
+  for (const TensorInfo& info : layout.replaced) std::erase(missing, info.name);
+  if (missing.empty()) return;
+  const auto named = std::span(missing).first(std::min<size_t>(missing.size(), 4));
+  fail_input(
+      "{}: the embeddings and norms of LongLoRA, and {} lacks {} of them: {}{}; pickled, they are never read "
+      "here: put them in once in Python: {}. If it holds no others than are in there, take the file away",
+      (directory / kWholeTensorsFile).string(), kWeightsFile, missing.size(), fmt::join(named, ", "),
+      missing.size() > named.size() ? ", ..." : "",
+      conversion(directory, fmt::format("safetensors.torch.load_file(\"{}\")", kWeightsFile)));
 }
 
 // A pair of LoRA matrices as it comes together from the file.

@@ -2,6 +2,7 @@
 
 #include <doctest/doctest.h>
 
+#include <array>
 #include <cmath>
 
 #include "model/merge.h"
@@ -329,14 +330,30 @@ TEST_CASE("adapter: LongLoRA's trained embeddings and norms that lie beside it a
   const Copy copy;
   write_bytes(copy.folder / "trainable_params.bin", "pickle");
   CHECK(copy.error().empty());  // they are in the adapter
-  copy.weights([](auto& tensors) {
-    std::erase_if(tensors,
-                  [](const HostTensor& tensor) { return tensor.name.find("lora_") == std::string::npos; });
-  });
   copy.set("modules_to_save", nullptr);
-  for (const std::string& message :
-       {copy.error(), error_of([&] { read_adapter_layout(copy.folder.path()); })}) {
-    check_contains(message, "trainable_params.bin");
+  const auto without = [&](const std::string& part) {
+    copy.weights([&](auto& tensors) {
+      std::erase_if(tensors, [&](const HostTensor& tensor) {
+        return tensor.name.find("lora_") == std::string::npos && tensor.name.find(part) != std::string::npos;
+      });
+    });
+    return std::array{copy.error(), error_of([&] { read_adapter_layout(copy.folder.path()); })};
+  };
+  for (const std::string& message : without("layers.1.post_attention_layernorm")) {
+    check_contains(
+        message,
+        "adapter_model.safetensors lacks 1 of them: model.layers.1.post_attention_layernorm.weight;");
+    check_contains(message, "take the file away");
+  }
+  for (const std::string& message : without("input_layernorm"))
+    check_contains(message,
+                   "adapter_model.safetensors lacks 3 of them: model.layers.0.input_layernorm.weight, "
+                   "model.layers.1.input_layernorm.weight, model.layers.1.post_attention_layernorm.weight;");
+  for (const std::string& message : without("")) {
+    check_contains(
+        message,
+        "trainable_params.bin: the embeddings and norms of LongLoRA, and adapter_model.safetensors lacks 6");
+    check_contains(message, "layers.1.input_layernorm.weight, ...; ");
     check_contains(message, R"("base_model.model." + k: v)");
     check_contains(message, R"("embed_tokens")");
   }

@@ -92,7 +92,7 @@ void add_tokenize(CLI::App& app) {
       *verb, "--format", a.format,
       "text: one file a document, or {\"text\"} a line of *.jsonl; alpaca: {\"instruction\", \"output\", "
       "\"input\"?}; chat: {\"messages\": [{\"role\", \"content\"}]} or ShareGPT's "
-      "{\"conversations\": [{\"from\", \"value\"}]}",
+      "{\"conversations\": [{\"from\", \"value\"}]}, or the one's turns under the other's name",
       {"text", "alpaca", "chat"})
       ->group("Input");
 

@@ -34,14 +34,13 @@ std::string content_of(const JsonFields& message, const char* key) {
   return text;
 }
 
-// Messages as OpenAI and Hugging Face write them, or as ShareGPT does.
+// Messages as OpenAI and Hugging Face write them, or as ShareGPT does, each with the names of either.
 std::vector<Message> messages_of(const JsonFields& record) {
-  const bool sharegpt = !record.given("messages") && record.has("conversations");
-  const char* list = sharegpt ? "conversations" : "messages";
+  const char* list = !record.given("messages") && record.has("conversations") ? "conversations" : "messages";
   std::vector<Message> messages;
   for (const Json& json : record.list(list)) {
     const JsonFields message(json, fmt::format("{}: {}", record.source(), list));
-    if (sharegpt && message.has("from")) {
+    if (message.given("from") && !message.given("content")) {
       const std::string role = message.text("from");
       messages.push_back({role == "human" ? "user"
                           : role == "gpt" ? "assistant"

@@ -35,8 +35,9 @@ struct EncodedDocument {
 //         crosses the seam, as when the model answers. LongLoRA tokenizes both in one go and masks as many
 //         tokens as the prompt alone has: the same ids unless a merge crosses the seam, and then the boundary
 //         shifts; `longlora_seam` repeats that.
-// chat:   {"messages": [{"role", "content"}, ...]}, or ShareGPT's {"conversations": [{"from", "value"}, ...]}; the
-//         assistant's turns scored. Calls of tools, and what else is no text, are refused.
+// chat:   {"messages": [{"role", "content"}, ...]}, or ShareGPT's {"conversations": [{"from", "value"}, ...]}, or the
+//         one's turns under the other's name; the assistant's scored. Calls of tools, and what else is no text, are
+//         refused.
 // BOS comes first where the tokenizer adds one. Texts of alpaca and chat longer than `context` are cut or
 // dropped.
 class DocumentEncoder {

@@ -233,12 +233,28 @@ TEST_CASE("chats: parts of text and ShareGPT's names are read") {
   CHECK(shown(encode(R"({"conversations":[{"role":"system","content":"s"},{"role":"user","content":"u"},
     {"role":"assistant","content":"vw"}]})",
                      chat)) == wanted);
-  // A table with both columns has null in one of them.
+  CHECK(shown(encode(R"({"messages":[{"from":"system","value":"s"},{"from":"human","value":"u"},
+    {"from":"gpt","value":"vw"}]})",
+                     chat)) == wanted);
+  // A table with both columns, or both keys, has null in one of them.
+  CHECK(shown(encode(R"({"messages":[{"from":null,"value":null,"role":"system","content":"s"},
+    {"from":"human","value":"u","role":null,"content":null},{"from":"gpt","value":"vw","role":null}]})",
+                     chat)) == wanted);
   CHECK(shown(encode(R"({"messages":null,"conversations":[{"from":"system","value":"s"},
     {"from":"human","value":"u"},{"from":"gpt","value":"vw"}]})",
                      chat)) == wanted);
-  CHECK_THROWS_WITH_AS(encode(R"({"conversations":[{"from":"observation","value":"s"}]})", chat),
-                       doctest::Contains("role is \"observation\""), Error);
+  for (const char* list : {"conversations", "messages"}) {
+    const auto refused = [&](const char* message, const char* said) {
+      CHECK_THROWS_WITH_AS(encode(fmt::format(R"({{"{}":[{}]}})", list, message), chat),
+                           doctest::Contains(said), Error);
+    };
+    refused(R"({"from":"observation","value":"s"})", "role is \"observation\"");
+    refused(R"({"from":"human"})", "value is missing");
+    refused(R"({"from":"human","content":"s"})", "role is missing");
+    refused(R"({"role":"user","value":"s"})", "content is missing");
+    refused(R"({"value":"s"})", "role is missing");
+    refused(R"({"from":"human","value":null})", "value is null");
+  }
 }
 
 TEST_CASE("an empty reply is marked") {

@@ -42,8 +42,8 @@ void check(const PerplexityCommand& c) {
 }
 
 // Prompts of instructions are in the text as well, and no protocol of LongLoRA's knows a mask.
-std::vector<int32_t> read_text_to_slide_over(const PerplexityCommand& c, int64_t vocab_size, bool note) {
-  AllTokens all = read_all_tokens(c.data, vocab_size);
+std::vector<int32_t> read_text_to_slide_over(const PerplexityCommand& c, const Dataset& dataset, bool note) {
+  AllTokens all = dataset.read_all();
   if (note && all.masked > 0)
     fmt::print(stderr,
                "note: {}: {} of {} tokens are masked, as prompts are, and --protocol {} scores them all the "
@@ -60,8 +60,7 @@ Perplexity measure(const PerplexityCommand& c, const Dataset& dataset, Llama& mo
   const AttentionPattern pattern = make_pattern(c.attention, context, model.config().num_heads);
   if (c.protocol == "blocks") return perplexity_blocks(model, dataset, pattern, context, options);
   const bool first = options.ranks->rank() == 0;
-  return perplexity_sliding(model, read_text_to_slide_over(c, model.config().vocab_size, first), pattern,
-                            context, c.stride,
+  return perplexity_sliding(model, read_text_to_slide_over(c, dataset, first), pattern, context, c.stride,
                             c.protocol == "sliding" ? SlidingRule::eval : SlidingRule::distributed, options);
 }
 
@@ -115,11 +114,12 @@ void run_on(const PerplexityCommand& c, Ops& ops, Communicator& ranks) {
   if (c.cached) inference.chunk = c.chunk * inference.batch;
   inference.notes = ranks.rank() == 0;
   const auto model = load_for_inference(inference, ops);
-  // The windows of other protocols are cut from the text, whatever rows the shards have.
-  const bool any_rows = c.protocol != "blocks" && c.data.extension() != ".bin";
-  const auto dataset =
-      open_dataset(c.data, {any_rows ? 0 : inference.context, model->config().vocab_size,
-                            c.separate_documents, tokenizer_hash(inference.model), c.force_tokenizer});
+  // The windows of other protocols are cut from the text, whatever rows the shards have, and what is masked in it
+  // is told document by document.
+  const bool slides = c.protocol != "blocks", any_rows = slides && c.data.extension() != ".bin";
+  const auto dataset = open_dataset(
+      c.data, {any_rows ? 0 : inference.context, model->config().vocab_size, slides || c.separate_documents,
+               tokenizer_hash(inference.model), c.force_tokenizer});
   agree(ranks, {{"data", dataset->hash()}, {"commit", built_commit()}}, "before evaluating");
   const bool first = ranks.rank() == 0;
   if (first && c.protocol == "blocks") fmt::print(stderr, "{}\n", dataset->describe());

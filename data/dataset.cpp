@@ -179,6 +179,8 @@ class StreamDataset : public Dataset {
     return sample;
   }
 
+  AllTokens read_all() const override { return {stream_.read(0, stream_.size(), options_.vocab_size)}; }
+
   std::string describe() const override {
     const int64_t rest = stream_.size() % options_.context;
     return fmt::format("{}, {} samples of {}{}", stream_.describe(), size(), options_.context,
@@ -195,25 +197,10 @@ class StreamDataset : public Dataset {
 
 }  // namespace
 
-std::unique_ptr<Dataset> open_dataset(const fs::path& path, const DatasetOptions& options) {
-  std::error_code error;
-  const fs::file_status status = fs::status(path, error);
-  if (!fs::exists(status)) fail_input("{}: does not exist", path.string());
-  if (fs::is_directory(status) || path.extension() == ".h5" || path.extension() == ".hdf5")
-    return std::make_unique<ShardedDataset>(path, options);
-  if (path.extension() == ".bin") return std::make_unique<StreamDataset>(path, options);
-  fail_input("{}: neither a directory of shards, nor .h5, nor .bin", path.string());
-}
-
-AllTokens read_all_tokens(const fs::path& path, int64_t vocab_size) {
-  if (path.extension() == ".bin") {
-    const TokenStream stream(path);
-    return {stream.read(0, stream.size(), vocab_size)};
-  }
-  const std::unique_ptr<Dataset> rows = open_dataset(path, {.vocab_size = vocab_size});
+AllTokens Dataset::read_all() const {
   AllTokens all;
-  for (int64_t i = 0; i < rows->size(); ++i) {
-    const Sample row = rows->read(i);
+  for (int64_t i = 0; i < size(); ++i) {
+    const Sample row = read(i);
     all.ids.insert(all.ids.end(), row.ids.begin(), row.ids.end());
     // What follows the last token of a document is another one, or nothing: no mask is needed there.
     for (size_t t = 0; t + 1 < row.ids.size(); ++t)
@@ -222,6 +209,16 @@ AllTokens read_all_tokens(const fs::path& path, int64_t vocab_size) {
                                         static_cast<int64_t>(t) + 1);
   }
   return all;
+}
+
+std::unique_ptr<Dataset> open_dataset(const fs::path& path, const DatasetOptions& options) {
+  std::error_code error;
+  const fs::file_status status = fs::status(path, error);
+  if (!fs::exists(status)) fail_input("{}: does not exist", path.string());
+  if (fs::is_directory(status) || path.extension() == ".h5" || path.extension() == ".hdf5")
+    return std::make_unique<ShardedDataset>(path, options);
+  if (path.extension() == ".bin") return std::make_unique<StreamDataset>(path, options);
+  fail_input("{}: neither a directory of shards, nor .h5, nor .bin", path.string());
 }
 
 }  // namespace sinklora

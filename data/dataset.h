@@ -26,12 +26,20 @@ struct DatasetOptions {
   bool force_tokenizer = false;
 };
 
+// All tokens of a data set behind one another.
+struct AllTokens {
+  std::vector<int32_t> ids;
+  int64_t masked = 0;  // tokens that the shards mask, first tokens of separate documents not counted
+};
+
 class Dataset {
  public:
   virtual ~Dataset() = default;
   virtual int64_t size() const = 0;
   // Reads one sample; no shard is ever held in memory. Throws Error(input) naming file and row. Thread-safe.
   virtual Sample read(int64_t index) const = 0;
+  // As the sliding perplexity protocol wants them: a .bin stream as it is, or the real tokens of every row.
+  virtual AllTokens read_all() const;
   // The most sequences that make_batch() makes of one sample.
   virtual int64_t most_documents() const = 0;
   virtual std::string describe() const = 0;  // one line: what it is, how many samples and tokens
@@ -40,13 +48,5 @@ class Dataset {
 
 // A directory of HDF5 shards, one .h5 file, or a headerless uint16 stream (.bin).
 std::unique_ptr<Dataset> open_dataset(const std::filesystem::path& path, const DatasetOptions& options);
-
-// All tokens of a data set behind one another, as the sliding perplexity protocol wants them: a .bin stream
-// as it is, or the real tokens of every row of shards.
-struct AllTokens {
-  std::vector<int32_t> ids;
-  int64_t masked = 0;  // tokens that the shards mask, first tokens of documents not counted
-};
-AllTokens read_all_tokens(const std::filesystem::path& path, int64_t vocab_size);
 
 }  // namespace sinklora

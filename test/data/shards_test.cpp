@@ -187,7 +187,7 @@ TEST_CASE("a shard of Cerebras' is read: the mask becomes targets, and targets g
     }
   }
   CHECK(masked > 0);
-  CHECK(read_all_tokens(folder.path(), options.vocab_size).masked == masked);
+  CHECK(dataset->read_all().masked == masked);
 }
 
 TEST_CASE("hostile and unfit shards are refused, naming the file") {

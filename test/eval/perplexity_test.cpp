@@ -3,11 +3,14 @@
 #include "eval/perplexity.h"
 
 #include <doctest/doctest.h>
+#include <sys/inotify.h>
 
+#include <array>
 #include <cmath>
 #include <numeric>
 #include <thread>
 
+#include "base/descriptor.h"
 #include "base/json.h"
 #include "infer/cached_session.h"
 #include "model/loaded_model.h"
@@ -57,6 +60,19 @@ bool same(const Perplexity& a, const Perplexity& b) {
     equal =
         a.by_position[i].nll == b.by_position[i].nll && a.by_position[i].tokens == b.by_position[i].tokens;
   return equal;
+}
+
+// How often `file` is opened while `work` runs.
+int64_t opens_of(const std::string& file, const std::function<void()>& work) {
+  const Descriptor watch(::inotify_init1(IN_CLOEXEC | IN_NONBLOCK));
+  // Closing is watched as well: equal events in a row are one.
+  REQUIRE(::inotify_add_watch(watch.get(), file.c_str(), IN_OPEN | IN_CLOSE) >= 0);
+  work();
+  std::array<inotify_event, 256> events;  // of a file, and so without names
+  const ssize_t bytes = ::read(watch.get(), events.data(), sizeof events);
+  REQUIRE(bytes > 0);
+  return std::count_if(events.begin(), events.begin() + bytes / static_cast<ssize_t>(sizeof events[0]),
+                       [](const inotify_event& event) { return (event.mask & IN_OPEN) != 0; });
 }
 
 using Measure = std::function<Perplexity(Llama&, const PerplexityOptions&)>;
@@ -289,6 +305,11 @@ TEST_CASE("eval ppl records what it measured; --gpus changes nothing; a cache on
   CHECK(run_program("eval ppl --model '" SINKLORA_SOURCE_DIR "/assets/tiny-llama' --context 32 --data '" +
                     (folder / "stream.bin").string() + "'")
             .output.find("the last 1 tokens left out") != std::string::npos);
+  // Opening a shard hashes it: by every protocol once.
+  const auto opens = [&](const std::string& protocol) {
+    return opens_of(data + "/data-00000.h5", [&] { measure("--protocol " + protocol); });
+  };
+  CHECK(opens("sliding --stride 100") == opens("blocks"));
   // Options that would change nothing.
   for (const char* idle : {"--cache-budget 0.2", "--cache-chunk 4", "--sinks 8", "--group-ratio 0.5",
                            "--protocol sliding --separate-documents"})

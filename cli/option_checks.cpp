@@ -5,10 +5,10 @@
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
-#include <fstream>
 #include <regex>
 
 #include "comm/launch_environment.h"
+#include "model/expected_directory.h"
 
 namespace sinklora {
 namespace {
@@ -120,10 +120,8 @@ void add_device(CLI::App& app, std::string& device, std::string& precision) {
 
 CLI::Option* accept_run(CLI::Option* directory, const std::vector<std::string>& words) {
   const auto newest = [words](const std::string& text) {
-    if (std::find(words.begin(), words.end(), text) != words.end()) return text;
-    std::string checkpoint;
-    std::ifstream latest(std::filesystem::path(text) / "latest");
-    return std::getline(latest, checkpoint) ? (std::filesystem::path(text) / checkpoint).string() : text;
+    return std::find(words.begin(), words.end(), text) != words.end() ? text
+                                                                      : latest_checkpoint(text).string();
   };
   return directory->transform(newest)->type_name("DIR");
 }

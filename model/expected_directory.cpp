@@ -67,8 +67,8 @@ void expect_directory(const fs::path& path) {
       file.string(), file.filename().string());
 }
 
-void expect_no_adapter(const fs::path& directory, const std::string& checkpoint = "") {
-  if (is_there(directory / checkpoint / "adapter_config.json"))
+void expect_no_adapter(const fs::path& directory) {
+  if (is_there(latest_checkpoint(directory) / "adapter_config.json"))
     fail_input("{}: is an adapter: give it as --adapter, with its base as --model", directory.string());
 }
 
@@ -79,16 +79,20 @@ void expect_no_gguf(const fs::path& directory) {
 
 }  // namespace
 
+fs::path latest_checkpoint(const fs::path& directory) {
+  const std::string name = first_line(directory / kLatestName);
+  return name.empty() ? directory : directory / name;
+}
+
 void expect_model_directory(const fs::path& directory) {
   std::error_code error;  // one other than "is not there": opening the file will tell
   if (fs::exists(directory / "config.json", error) || error) return;
   const std::string name = directory.string();
   if (directory.extension() == ".gguf" && fs::is_regular_file(directory, error)) fail_on_gguf(directory);
   expect_directory(directory);
-  const std::string checkpoint = first_line(directory / "latest");  // of a run
-  expect_no_adapter(directory, checkpoint);
-  if (is_there(directory / checkpoint / "config.json"))
-    fail_input("{}: is a run: give its checkpoint {} as --model", name, (directory / checkpoint).string());
+  expect_no_adapter(directory);
+  if (const fs::path checkpoint = latest_checkpoint(directory); is_there(checkpoint / "config.json"))
+    fail_input("{}: is a run: give its checkpoint {} as --model", name, checkpoint.string());
   expect_no_cache_root(directory, "config.json");
   expect_no_gguf(directory);
   if (is_there(directory / "params.json"))

@@ -7,6 +7,11 @@
 
 namespace sinklora {
 
+// A run stands for its newest checkpoint, which the file kLatestName in it names, whether that is there or not; every
+// other directory for itself.
+inline constexpr char kLatestName[] = "latest";
+std::filesystem::path latest_checkpoint(const std::filesystem::path& directory);
+
 // Throws Error(input) where there is no model's config.json, or no adapter_config.json.
 void expect_model_directory(const std::filesystem::path& directory);
 void expect_adapter_directory(const std::filesystem::path& directory);

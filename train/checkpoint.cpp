@@ -8,6 +8,7 @@
 #include "base/json_fields.h"
 #include "model/adapter_card.h"
 #include "model/checksums.h"
+#include "model/expected_directory.h"
 
 namespace sinklora {
 namespace fs = std::filesystem;
@@ -143,9 +144,9 @@ void save_checkpoint(const TrainOptions& options, Ops& ops, const Weights& weigh
 }
 
 void settle_checkpoints(const TrainOptions& options, int64_t before, int64_t step) {
-  const fs::path latest = options.out / "latest";
-  const std::string name = step_directory_name(step) + "\n";
-  if (!fs::exists(latest) || read_text(latest, 4096) != name) write_text_atomically(latest, name);
+  const std::string name = step_directory_name(step);
+  if (latest_checkpoint(options.out) != options.out / name)
+    write_text_atomically(options.out / kLatestName, name + "\n");
   int64_t kept = 0;
   for (const fs::path& path : checkpoints_newest_first(options.out)) {
     const int64_t its = step_of(path);
@@ -156,8 +157,8 @@ void settle_checkpoints(const TrainOptions& options, int64_t before, int64_t ste
 }
 
 void remove_unfinished(const fs::path& out) {
-  remove_leftovers(out, {"step-", "latest", "metrics.jsonl", "loss.svg", "run.toml", "env.json", "eval.jsonl",
-                         kOriginFile, "flight.rank"});
+  remove_leftovers(out, {"step-", kLatestName, "metrics.jsonl", "loss.svg", "run.toml", "env.json",
+                         "eval.jsonl", kOriginFile, "flight.rank"});
 }
 
 Beginning find_beginning(const TrainOptions& options) {

@@ -7,7 +7,7 @@ Of each script, with folders that hold nothing: the commands of --dry-run have a
 it allows and everything it requires; a dry run leaves every file as it was; the cost in the script's header is what the dry run adds up;
 published numbers stand in cells that the table has. With a stand-in for the program: a second run calls it for nothing, a run whose last
 record is lost calls it once, a program that fails leaves no record, and records of another precision, other data or
-another model are not taken, and those of a folder that was moved are. The program itself, with assets/tiny-llama, runs a table by
+another model are not taken, and those of a folder that was moved are, by a dry run as by a run. The program itself, with assets/tiny-llama, runs a table by
 --protocol blocks; without shards of every context nothing is begun.
 The published numbers of SinkLoRA's table 7 make its 92 % and 39 %. docs/results/paper_tables.md has every script, with what it costs.
 miniature.py's commands are checked as well, and docs/results against its raw rows: tables and plots, which are well-formed XML. Prints every breach; exit code 1 if there is one.
@@ -198,14 +198,16 @@ class Scripts:
     def check_other_inputs(self, script: str) -> None:
         """Old records are not passed off as results of another precision, of other data or of another model, wherever these lie."""
         def refused(what: str, wanted: str, *more) -> None:
-            ended = self.run(script, self.stand_in, "out", *more)
-            if not ended.returncode or wanted not in ended.stderr or self.called():
-                say(f"{script}: records of {what} are taken: {ended.stderr[-500:]}")
+            for dry in [], ["--dry-run"]:
+                ended = self.run(script, self.stand_in, "out", *more, *dry)
+                if not ended.returncode or wanted not in ended.stderr or self.called():
+                    say(f"{script} {' '.join(dry)}: records of {what} are taken: {ended.stderr[-500:]}")
 
         def taken(what: str, *more) -> None:
             ended = self.run(script, self.stand_in, "out", *more)
-            if ended.returncode or self.called():
-                say(f"{script}: {what}, and its records are not taken: {ended.stderr[-500:]}")
+            dry = self.run(script, self.stand_in, "out", *more, "--dry-run")
+            if ended.returncode or self.called() or len(dry.stdout.splitlines()) != 1:
+                say(f"{script}: {what}, and its records are not taken: {ended.stderr[-500:]}{dry.stdout[-500:]}{dry.stderr[-500:]}")
         refused("another precision", "--precision was bf16", "--precision", "fp32")
         stream = self.folder / "data" / DATA[0]
         before = stream.read_bytes()
@@ -234,6 +236,14 @@ class Scripts:
             refused(f"a model with another {file}", f"{MODELS[0]}: {file}", *there)
             (models / MODELS[0] / file).write_text(was)
         taken("the model is as it was", *there)
+
+        # What is not there cannot be compared: a dry run says so, and plans with the rest.
+        shutil.rmtree(models / MODELS[0])
+        shutil.rmtree(data / "redpajama")
+        (data / DATA[0]).unlink()
+        dry = self.run(script, self.stand_in, "out", *there, "--dry-run")
+        if dry.returncode or not all(f"not there: {path}" in dry.stderr for path in (models / MODELS[0], data / DATA[0])):
+            say(f"{script}: a dry run does not say what is not there: {dry.stderr[-500:]}")
 
         inputs = self.folder / "out" / "inputs.json"
         now = inputs.read_text()
@@ -340,7 +350,7 @@ def hours(scripts: list[str], folder: pathlib.Path, *more) -> dict:
     for script in scripts:
         paper = paper_table.Paper(importlib.import_module(script).TABLE, args)
         paper.planned = planned
-        with contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             paper.make()
         sums = {kind: sums[kind] + paper.hours[kind] for kind in sums}
     return sums

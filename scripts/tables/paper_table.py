@@ -9,7 +9,8 @@ A table script gives rows, columns and published numbers to main(); everything e
                  of exactly its context: a folder NAME-CONTEXT for each, as llama3/redpajama-8192, llama3/pg19/test-4096.
   --out DIR      may be that of other tables: what one has trained or measured, the others take
 OUT/records.jsonl gets a line for every training and measurement that ended well, and what has a line is not run again. A training
-that was interrupted goes on from its newest checkpoint. --dry-run prints the commands that are left and their cost, and writes nothing.
+that was interrupted goes on from its newest checkpoint. --dry-run prints the commands that are left and their cost, and writes nothing;
+it is refused where OUT holds results of something else, as a run is, and says on stderr which models and data are not there.
 """
 import argparse
 import dataclasses
@@ -102,6 +103,10 @@ def identity(path: pathlib.Path) -> str:
 
 def has_shards(folder: pathlib.Path) -> bool:
     return any(folder.glob("*.h5"))
+
+
+def is_data(path: pathlib.Path) -> bool:
+    return path.is_file() or has_shards(path)
 
 
 def files_of(path: pathlib.Path) -> list[pathlib.Path]:
@@ -377,13 +382,18 @@ class Paper:
 
     def missing(self) -> list[str]:
         """Files that would be missed only after hours of training."""
-        return sorted({str(path) for paths in self.used_data().values() for path in paths if not (path.is_file() or has_shards(path))})
+        return sorted({str(path) for paths in self.used_data().values() for path in paths if not is_data(path)})
 
     def make(self) -> None:
-        if not self.args.dry_run:
-            if self.missing():
-                sys.exit("not there, or without shards: " + ", ".join(self.missing()))
-            self.keep_inputs()
+        missing = self.missing()
+        if self.args.dry_run:
+            for folder in sorted({str(self.model(run)) for run, _ in self.cells() if not self.model(run).is_dir()}):
+                print(f"# not there: {folder}; a run leaves its rows out", file=sys.stderr)
+            for path in missing:
+                print(f"# not there: {path}, or without shards; a run does not begin", file=sys.stderr)
+        elif missing:
+            sys.exit("not there, or without shards: " + ", ".join(missing))
+        self.keep_inputs()
         found: dict = {}
         for row in self.table.rows:
             if self.reason(row):
@@ -402,17 +412,20 @@ class Paper:
             print(self.write(found))
 
     def inputs(self) -> dict[str, dict]:
-        """What keys do not say: settings, and the files of models and data by their paths there, so that either folder may be moved."""
+        """What keys do not say: settings, and the files of models and data by their paths there, so that either folder may be moved.
+        What a dry run lacks is left out."""
         found = {"settings": {"--precision": self.args.precision, "--device": self.args.device, "--shrink": self.args.shrink}}
         for run, _ in self.cells():
-            folder = self.model(run)
-            found[f"model {self.name(run)}"] = {str(f.relative_to(folder)): identity(f) for f in files_of(folder)}
+            if (folder := self.model(run)).is_dir():
+                found[f"model {self.name(run)}"] = {str(f.relative_to(folder)): identity(f) for f in files_of(folder)}
         for use, paths in self.used_data().items():
-            found[use] = {str(f.relative_to(self.args.data)): identity(f) for path in paths for f in files_of(path)}
+            if all(is_data(path) for path in paths):
+                found[use] = {str(f.relative_to(self.args.data)): identity(f) for path in paths for f in files_of(path)}
         return found
 
     def keep_inputs(self) -> None:
-        """Records do not say what they were made from: this folder's settings, models and data are those that it began with."""
+        """Records do not say what they were made from: this folder's settings, models and data are those that it began with.
+        A dry run only compares."""
         path = self.out / "inputs.json"
         before, now = json.loads(path.read_text()) if path.exists() else {}, self.inputs()
         if before and "settings" not in before:
@@ -424,8 +437,9 @@ class Paper:
         if changed:
             more = f"; and {len(changed) - 5} more" if len(changed) > 5 else ""
             sys.exit(f"{self.out} holds results of something else: {'; '.join(changed[:5])}{more}. Take another --out, or put it back")
-        self.out.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(before | now, indent=1))
+        if not self.args.dry_run:
+            self.out.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(before | now, indent=1))
 
     def write(self, found: dict) -> str:
         text = markdown(self.table, found, {row.name: self.reason(row) for row in self.table.rows})

@@ -311,8 +311,9 @@ class Scripts:
             ended = self.miniature("B", self.stand_in)
             if ended.returncode or len(rows.read_text().splitlines()) != 29:
                 say(f"miniature: ended with {ended.returncode}: {ended.stdout[-300:]}{ended.stderr[-500:]}")
-        if "--steps was 40" not in self.miniature("B", self.stand_in, "--steps", "9").stderr:
-            say("miniature: rows of other settings are taken")
+        for dry in [], ["--dry-run"]:
+            if "--steps was 40" not in self.miniature("B", self.stand_in, "--steps", "9", *dry).stderr:
+                say(f"miniature {' '.join(dry)}: rows of other settings are taken")
         book.write_text("more")
         if "--books was" not in self.miniature("B", self.stand_in).stderr:
             say("miniature: rows of other texts are taken")

@@ -147,7 +147,8 @@ class Runner(Commands):
 
 
 def keep_settings(args) -> None:
-    """What RUN was begun with, names of folders aside: rows of other settings or inputs would stand in one table with the old ones."""
+    """What RUN was begun with, names of folders aside: rows of other settings or inputs would stand in one table with the old ones.
+    A dry run only compares."""
     def content(path: pathlib.Path) -> str:
         files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
         return hashlib.sha256(repr([(str(file.relative_to(path)), identity(file)) for file in files]).encode()).hexdigest()[:16]
@@ -156,6 +157,8 @@ def keep_settings(args) -> None:
     asked |= {name: content(path) for name in ("books", "maths", "tokenizer", "model") if (path := getattr(args, name))}
     kept = args.out / "settings.json"
     if not kept.exists():
+        if args.dry_run:
+            return
         kept.parent.mkdir(parents=True, exist_ok=True)
         kept.write_text(json.dumps(asked, indent=1) + "\n")
     for name, before in json.loads(kept.read_text()).items():
@@ -249,8 +252,7 @@ def main() -> None:
         parser.error("B needs --maths and --model")
     args.steps = args.steps or {"A": 200, "B": 40}[args.table]
     args.before = args.before or {"A": 1000, "B": 400}[args.table]
-    if not args.dry_run:
-        keep_settings(args)
+    keep_settings(args)
     runner = Runner(args)
     try:
         (table_a if args.table == "A" else table_b)(runner)

@@ -23,9 +23,14 @@ constexpr std::string_view kAlpacaSystemWithInput =
     "Below is an instruction that describes a task, paired with an input that provides further context. "
     "Write a response that appropriately completes the request.";
 
+// What Python's str.strip() leaves, which the templates call: the separators U+001C to U+001F are white space there.
 std::string_view trimmed(std::string_view text) {
-  const size_t begin = white_space_end(text, 0);
-  return text.substr(begin, white_space_begin(text, text.size(), begin) - begin);
+  const auto separator = [&](size_t at) { return text[at] >= '\x1c' && text[at] <= '\x1f'; };
+  size_t begin = white_space_end(text, 0), end = text.size();
+  while (begin < end && separator(begin)) begin = white_space_end(text, begin + 1);
+  end = white_space_begin(text, end, begin);
+  while (begin < end && separator(end - 1)) end = white_space_begin(text, end - 1, begin);
+  return text.substr(begin, end - begin);
 }
 
 // Gathers segments; neighbours of the same kind become one.

@@ -78,6 +78,21 @@ TEST_CASE("chat templates") {
   CHECK_THROWS_AS(chat_template("jinja"), Error);
 }
 
+TEST_CASE("LLaMA's templates trim what Python's str.strip() takes for white space") {
+  const auto byte = open_tokenizer("byte");
+  const std::vector<Message> messages = {{"user",
+                                          "\x1c \x1f\xc2\xa0 a\x1d"
+                                          "b \x1e\n\x1c"},
+                                         {"assistant", "\x1f\x1f"}};
+  CHECK(written(chat_template("llama-2"), *byte, messages, false) ==
+        "C [<s>]\nT [[INST] a\x1d"
+        "b [/INST]]\nT*[  ]\nC*[</s>]\n");
+  const std::string llama3 = written(chat_template("llama-3"), *byte, messages, false);
+  CHECK(llama3.find("[a\x1d"
+                    "b]") != std::string::npos);
+  CHECK(llama3.find('\x1f') == std::string::npos);
+}
+
 TEST_CASE("conversations that a template has no place for are refused") {
   const auto byte = open_tokenizer("byte");
   const auto refused = [&](ChatTemplate form, const std::vector<Message>& messages, bool reply_next) {

@@ -60,6 +60,7 @@ constexpr const char* kKnown[] = {
     "num_key_value_heads",
     "head_dim",
     "max_position_embeddings",
+    "original_max_position_embeddings",
     "rms_norm_eps",
     "rope_theta",
     "rope_scaling",
@@ -144,6 +145,15 @@ void parse_rope(const JsonFields& fields, LlamaConfig& config) {
   }
   config.rope_theta = theta.value_or(10000.0);
   config.rope = scaling.value_or(RopeScaling{});
+  // transformers 5 takes the one outside, where there is one, and earlier releases never do.
+  constexpr const char* original = "original_max_position_embeddings";
+  const int64_t inside = config.rope.original_context,
+                outside = fields.integer_or(original, inside, 1, kMaxPositions);
+  if (inside != 0 && outside != inside)
+    fail_input(
+        "{}: {} is {} outside of the RoPE scaling and {} in it (max_position_embeddings, where it does not "
+        "say); put the one that is meant into the scaling, and take away the one outside",
+        source, original, outside, inside);
 }
 
 int32_t token_id(const Json& value, const char* key, const std::string& source) {
@@ -376,6 +386,7 @@ Json config_json(const LlamaConfig& config) {
           std::llround(static_cast<double>(rope.original_context) * rope.factor);
   }
   json.erase("rope_parameters");
+  json.erase("original_max_position_embeddings");  // the scaling has its own
   json["tie_word_embeddings"] = config.tied_embeddings;
   const auto id_or_null = [](int32_t id) { return id < 0 ? Json(nullptr) : Json(id); };
   json["bos_token_id"] = id_or_null(config.bos_id);

@@ -49,7 +49,8 @@ struct LlamaConfig {
 
 // Throws Error(input) naming `source`, the key, the value found and the values wanted. Settings that change
 // the maths and are not implemented (attention_bias, mlp_bias, another hidden_act or model_type, longrope,
-// quantization_config) are refused by name; pretraining_tp > 1, which does not change it, is fine.
+// quantization_config) are refused by name; pretraining_tp > 1, which does not change it, is fine. An
+// original_max_position_embeddings beside the RoPE scaling must be the one in it: releases of transformers differ there.
 LlamaConfig parse_config(const Json& json, const std::string& source);
 LlamaConfig read_config(const std::filesystem::path& model_directory);
 // config.raw with every field above written over it, in the 4.x spelling (rope_theta, rope_scaling), which

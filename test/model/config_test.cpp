@@ -113,6 +113,22 @@ TEST_CASE("config: RoPE settings that are not understood are refused, never take
          "1024");
 }
 
+TEST_CASE(
+    "config: an original context outside of the RoPE scaling, which transformers 5 prefers, must be the one "
+    "in it") {
+  const std::string yarn = R"("rope_scaling":{"rope_type":"yarn","factor":4.0)",
+                    outside = R"(},"original_max_position_embeddings":)";
+  refuse(yarn + outside + "512", "original_max_position_embeddings is 512");
+  refuse(yarn + R"(,"original_max_position_embeddings":256)" + outside + "512",
+         "512 outside of the RoPE scaling and 256 in it");
+  CHECK(with(yarn + R"(,"original_max_position_embeddings":512)" + outside + "512").rope.original_context ==
+        512);
+  const std::string linear = R"("rope_scaling":{"rope_type":"linear","factor":4.0)";
+  LlamaConfig config = with(linear + outside + "512");  // without influence there
+  config.rope = parse_rope_scaling("yarn:4", config, 0);
+  CHECK(parse_config(config_json(config), "written").rope == config.rope);
+}
+
 TEST_CASE("config: hostile numbers are refused before anything is allocated") {
   refuse(R"("num_attention_heads_":1,"num_hidden_layers":0)", "num_hidden_layers");
   refuse(R"("num_hidden_layers":-1)", "num_hidden_layers");

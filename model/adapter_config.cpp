@@ -133,9 +133,9 @@ void check_plain_lora(const JsonFields& fields) {
   for (const char* key : kRefused)
     if (json.contains(key) && !switched_off(json[key]))
       fail_input("{}: {} is {}; this variant of LoRA is not implemented", source, key, shown(json[key]));
-  if (fields.given("bias") && json["bias"] != "none")
-    fail_input("{}: bias is {}; trained biases are not implemented (wanted \"none\")", source,
-               shown(json["bias"]));
+  // A LLaMA has no biases to train; where the adapter has some, its base was another, and its tensors are refused.
+  if (fields.given("bias") && json["bias"] != "none" && json["bias"] != "all" && json["bias"] != "lora_only")
+    fail_input("{}: bias is {}, wanted \"none\", \"all\" or \"lora_only\"", source, shown(json["bias"]));
   // The others change the base's weights as well, so that this adapter would not fit the base as it is.
   const Json init = json.value("init_lora_weights", Json(nullptr));
   if (!init.is_null() && !init.is_boolean() && init != "gaussian" && init != "orthogonal" && init != "eva")

@@ -37,7 +37,7 @@ struct Adapter {
 bool keeps_head_tied(const Adapter& adapter, DType dtype = DType::f32);
 
 // Reads and checks against the base: every module and replaced tensor must exist there with fitting shapes.
-// Refuses by name what is not implemented (use_dora, lora_bias, bias other than none, ...); unknown keys are
+// Refuses by name what is not implemented (use_dora, lora_bias, fan_in_fan_out, ...); unknown keys are
 // named on stderr. `embed_rows`: what to do with V+1 embedding rows over a base of V (LongLoRA adds a [PAD]
 // row): "" refuses, "drop" leaves the last rows out, "keep" hands all of them to merge_adapter(), which makes
 // the vocabulary larger. Files that a SHA256SUMS beside them lists must be what it says.

@@ -207,7 +207,7 @@ TEST_CASE("adapter: variants that are not plain LoRA are refused by name, switch
     check_contains(copy.error(), key);
     copy.set(key, fine);
   };
-  once("bias", "all", "none");
+  once("bias", "some", "none");
   for (const char* init : {"pissa", "pissa_niter_4", "olora", "corda", "loftq"})
     once("init_lora_weights", init, "gaussian");
   copy.set("eva_config", {{"rho", 2.0}});
@@ -231,6 +231,22 @@ TEST_CASE("adapter: variants that are not plain LoRA are refused by name, switch
   CHECK(copy.error().empty());
   write_bytes(copy.folder / "adapter_config.json", std::string(100'000, '['));
   check_contains(copy.error(), "nesting");
+}
+
+TEST_CASE(
+    "adapter: biases that PEFT was to train as well are none in a LLaMA, and refused where there are some") {
+  const Copy copy;
+  for (const char* bias : {"all", "lora_only"}) {
+    copy.set("bias", bias);
+    CHECK(copy.error().empty());
+  }
+  copy.weights([](auto& tensors) {
+    tensors.push_back({"base_model.model.model.layers.0.self_attn.q_proj.bias",
+                       DType::f32,
+                       {1},
+                       std::vector<std::byte>(4)});
+  });
+  check_contains(copy.error(), "q_proj.bias\" is not understood");
 }
 
 TEST_CASE("adapter: expressions that would run for ever are stopped") {

@@ -105,12 +105,22 @@ struct Pair {
   const TensorInfo* b = nullptr;
 };
 
+// Where PEFT saves whole embeddings, as it does by itself after a resize, it also writes what a wrapper of modules_to_save
+// holds: the trained copy once more and the base's. It uses neither when it reads the file.
+bool is_wrappers_copy(const SafetensorsFile& file, const std::string& name) {
+  for (const std::string_view end : {".modules_to_save.weight", ".original_module.weight"})
+    if (name.ends_with(end))
+      return file.find(name.substr(0, name.size() - end.size()) + ".weight") != nullptr;
+  return false;
+}
+
 AdapterLayout layout_of(const SafetensorsFile& file, AdapterSettings settings) {
   expect_plain_names(file);
   std::map<std::tuple<int64_t, size_t>, Pair> pairs;
   Defects defects;
   AdapterLayout layout;
   for (const TensorInfo& info : file.tensors()) {
+    if (is_wrappers_copy(file, info.name)) continue;
     layout.parameters += info.elements();
     std::string name = info.name;
     if (!name.starts_with(kPrefix)) {

@@ -414,6 +414,31 @@ TEST_CASE("adapter: more embedding rows than the base are refused unless it is s
   CHECK(!error_of([&] { embedding("both"); }, ExitCode::usage).empty());
 }
 
+TEST_CASE(
+    "adapter: the two copies of an embedding that PEFT writes beside it after a resize are passed over") {
+  const Copy copy;
+  const auto add_copies = [&](const std::string& module) {
+    copy.weights([&](auto& tensors) {
+      for (const char* name : {".modules_to_save.weight", ".original_module.weight"}) {
+        HostTensor extra = named(tensors, "embed_tokens.weight");
+        extra.name = "base_model.model." + module + name;
+        std::fill(extra.data.begin(), extra.data.end(), std::byte{});
+        tensors.push_back(extra);
+      }
+    });
+  };
+  const Adapter plain = read_adapter(golden("peft/longlora"), base_config());
+  const int64_t parameters = read_adapter_layout(golden("peft/longlora")).parameters;
+  add_copies("model.embed_tokens");
+  const Adapter adapter = read_adapter(copy.folder.path(), base_config());
+  CHECK(adapter.replaced.size() == plain.replaced.size());
+  CHECK(floats_of(adapter.replaced.at("model.embed_tokens.weight")) ==
+        floats_of(plain.replaced.at("model.embed_tokens.weight")));
+  CHECK(read_adapter_layout(copy.folder.path()).parameters == parameters);
+  add_copies("lm_head");  // of what is not there itself
+  check_contains(copy.error(), "lm_head.modules_to_save.weight\" is no tensor of the base");
+}
+
 TEST_CASE("adapter: how it was trained is kept beside it") {
   const TemporaryDirectory folder;
   CHECK(!read_run_info(folder.path()).rope);

@@ -13,11 +13,15 @@ RopeScaling scaling_in_force(const InferenceOptions& options, const LlamaConfig&
   if (options.rope_scaling == "auto" && !options.adapter.empty())
     if (const AdapterRunInfo info = read_run_info(options.adapter); info.rope) return *info.rope;
   const RopeScaling scaling = parse_rope_scaling(options.rope_scaling, config, options.context);
-  if (options.notes && options.rope_scaling == "auto" && scaling != config.rope)
+  if (options.notes && options.rope_scaling == "auto" && scaling != config.rope) {
+    // Other types than these two are kept or refused.
+    const bool linear = config.rope.type == RopeScaling::Type::linear;
     fmt::print(stderr,
-               "note: a context of {} is beyond the model's {} positions: RoPE {} (--rope-scaling none keeps "
-               "its own)\n",
-               options.context, config.max_positions, describe(scaling));
+               "note: a context of {} is beyond the model's {:.0f} positions: RoPE {} (--rope-scaling {} "
+               "keeps its own)\n",
+               options.context, reach_of(config), describe(scaling),
+               linear ? fmt::format("linear:{}", config.rope.factor) : "none");
+  }
   return scaling;
 }
 

@@ -43,6 +43,27 @@ TEST_CASE("generate: top-k 1 is greedy, a repetition penalty is not, and a file 
   CHECK(greedy.at("ids") != generated("--prompt 'The sea' --repetition-penalty 2").at("ids"));
 }
 
+TEST_CASE("generate: beyond a model's positions, the note says how its own RoPE scaling is kept") {
+  const test::TemporaryDirectory folder;
+  const std::filesystem::path tiny = SINKLORA_SOURCE_DIR "/assets/tiny-llama";
+  for (const char* name : {"model.safetensors", "tokenizer_config.json"})
+    std::filesystem::copy_file(tiny / name, folder / name);
+  const auto noted = [&](const char* scaling) {
+    Json config = read_json(tiny / "config.json");
+    config["max_position_embeddings"] = 16;
+    config["rope_scaling"] = parse_json(scaling, "rope_scaling");
+    write_json(folder / "config.json", config);
+    return run_program("generate --model '" + folder.path().string() +
+                       "' --max-new-tokens 1 --prompt x --context 50")
+        .output;
+  };
+  CHECK(noted("null").find("the model's 16 positions: RoPE linear x4 (--rope-scaling none keeps its own)") !=
+        std::string::npos);
+  CHECK(noted(R"({"type":"linear","factor":2.5})")
+            .find("the model's 40 positions: RoPE linear x4 (--rope-scaling linear:2.5 keeps its own)") !=
+        std::string::npos);
+}
+
 TEST_CASE("generate: stop strings are left out of the text, the first one counts") {
   const std::string text = generated("--prompt 'The sea'").at("text");
   REQUIRE(text.size() == 40);

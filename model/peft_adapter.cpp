@@ -218,11 +218,12 @@ void check_complete(const AdapterLayout& layout, const LlamaConfig& base, const 
   std::set<std::string> present, replaced;
   for (const AdapterLayout::Module& module : layout.modules) present.insert(module.name);
   for (const TensorInfo& info : layout.replaced) replaced.insert(info.name);
+  // What modules_to_save trains whole needs no LoRA, and PEFT gives it none.
   if (!settings.targets.empty())
     for (int64_t layer = 0; layer < base.num_layers; ++layer)
       for (size_t linear = 0; linear < std::size(kLinearNames); ++linear)
         if (const std::string name = linear_name(layer, linear);
-            settings.selects(name, layer) && !present.contains(name))
+            settings.selects(name, layer) && !present.contains(name) && !replaced.contains(name + ".weight"))
           defects.add("target_modules names {}, but its matrices are missing", name);
   for (const char* other : {"model.embed_tokens", "lm_head"})
     if (!settings.targets.all_linear && settings.targets.contains(other))

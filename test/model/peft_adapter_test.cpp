@@ -323,6 +323,24 @@ TEST_CASE("adapter: config, weights and base must agree") {
   check_contains(copy.error(), "weights_only=True");
 }
 
+TEST_CASE("adapter: PEFT puts no LoRA on a target that modules_to_save trains whole") {
+  const Copy copy;
+  const LlamaConfig base = base_config();
+  const std::string module = "model.layers.1.self_attn.v_proj";
+  copy.weights([&](auto& tensors) {
+    std::erase_if(tensors, [&](auto& tensor) { return tensor.name.find(module) != std::string::npos; });
+    const int64_t out = base.kv_width(), in = base.hidden_size;
+    tensors.push_back({"base_model.model." + module + ".weight",
+                       DType::f32,
+                       {out, in},
+                       std::vector<std::byte>(static_cast<size_t>(out * in) * sizeof(float))});
+  });
+  copy.set("modules_to_save", Json::array({"embed_tokens", "input_layernorm", "post_attention_layernorm",
+                                           "norm", "layers.1.self_attn.v_proj"}));
+  CHECK(copy.error().empty());
+  CHECK(read_adapter(copy.folder.path(), base).replaced.contains(module + ".weight"));
+}
+
 TEST_CASE("adapter: names that a wrapper has changed are told in one sentence") {
   const auto renamed = [](const std::string& from, const std::string& to) {
     const Copy copy;

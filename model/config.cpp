@@ -277,7 +277,8 @@ RopeScaling parse_rope_object(const Json& json, int64_t max_positions, const std
     scaling.beta_slow = fields.number_or("beta_slow", 1.0, 1e-6, 1e9);
     scaling.mscale = fields.number_or("mscale", 0.0, 0.0, 1e6);
     scaling.mscale_all_dim = fields.number_or("mscale_all_dim", 0.0, 0.0, 1e6);
-    scaling.truncate = fields.boolean_or("truncate", true);
+    // In transformers null is false, and no word of it true.
+    scaling.truncate = fields.boolean_or("truncate", !fields.has("truncate"));
     if (scaling.beta_fast < scaling.beta_slow)
       fail_input("{}: beta_fast {} must not be below beta_slow {}", source, scaling.beta_fast,
                  scaling.beta_slow);

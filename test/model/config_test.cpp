@@ -221,6 +221,8 @@ TEST_CASE("config: what is written is read back as it was, and unknown settings 
     CHECK(again.tied_embeddings);
     CHECK(again.head_dim == 16);
   }
+  CHECK(!with(R"("rope_scaling":{"rope_type":"yarn","factor":4.0,"truncate":null})").rope.truncate);
+  CHECK(with(R"("rope_scaling":{"rope_type":"yarn","factor":4.0})").rope.truncate);
   CHECK(parse_config(config_json(LlamaConfig{}), "x").hidden_size == 4096);
   // 8 and not 8.0 makes transformers complain, and those up to 4.42 want exactly these two fields.
   for (const std::string type : {"linear", "dynamic"})

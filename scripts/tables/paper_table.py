@@ -368,6 +368,10 @@ class Paper:
         return [(self.settings(row, column), column) for row in self.table.rows if not self.reason(row)
                 for column in self.table.cells(row)]
 
+    def used_models(self) -> dict[str, pathlib.Path]:
+        """Folders, by their names in keys."""
+        return {self.name(run): self.model(run) for run, _ in self.cells()}
+
     def used_data(self) -> dict[str, list[pathlib.Path]]:
         """Files and folders, by what they are used for."""
         found = {}
@@ -387,7 +391,7 @@ class Paper:
     def make(self) -> None:
         missing = self.missing()
         if self.args.dry_run:
-            for folder in sorted({str(self.model(run)) for run, _ in self.cells() if not self.model(run).is_dir()}):
+            for folder in sorted(str(folder) for folder in self.used_models().values() if not folder.is_dir()):
                 print(f"# not there: {folder}; a run leaves its rows out", file=sys.stderr)
             for path in missing:
                 print(f"# not there: {path}, or without shards; a run does not begin", file=sys.stderr)
@@ -415,9 +419,9 @@ class Paper:
         """What keys do not say: settings, and the files of models and data by their paths there, so that either folder may be moved.
         What a dry run lacks is left out."""
         found = {"settings": {"--precision": self.args.precision, "--device": self.args.device, "--shrink": self.args.shrink}}
-        for run, _ in self.cells():
-            if (folder := self.model(run)).is_dir():
-                found[f"model {self.name(run)}"] = {str(f.relative_to(folder)): identity(f) for f in files_of(folder)}
+        for name, folder in self.used_models().items():
+            if folder.is_dir():
+                found[f"model {name}"] = {str(f.relative_to(folder)): identity(f) for f in files_of(folder)}
         for use, paths in self.used_data().items():
             if all(is_data(path) for path in paths):
                 found[use] = {str(f.relative_to(self.args.data)): identity(f) for path in paths for f in files_of(path)}

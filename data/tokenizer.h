@@ -60,8 +60,8 @@ void print_notes(const Tokenizer& tokenizer);  // on stderr
 
 // `path`: a tokenizer.model, a tokenizer.json, a directory that holds either (tokenizer.json first;
 // bos/eos/pad from tokenizer_config.json or special_tokens_map.json beside the file, the file itself, or
-// config.json beside it), or the word "byte" for the built-in one (256 bytes, then <s> 256, </s> 257, <pad> 258). Throws Error(input) that
-// names what is not understood.
+// config.json beside it), or the word "byte" for the built-in one (256 bytes, then <s> 256, </s> 257, <pad> 258).
+// Throws Error(input) that names what is not understood.
 std::unique_ptr<Tokenizer> open_tokenizer(const std::filesystem::path& path);
 
 // The sha256 of the tokenizer that open_tokenizer(path) gives; "" where there is none that can be read.
